@@ -1,0 +1,1 @@
+"""Data sets of structures: reading, cropping, collation."""

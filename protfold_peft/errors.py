@@ -1,0 +1,31 @@
+"""Errors written for the person at the keyboard.
+
+Every error that a user can cause is a `ProtfoldError`: one line that says what was wrong, in which file,
+record, chain or residue, and what to do. The command line prints that line and no traceback.
+"""
+
+from __future__ import annotations
+
+
+class ProtfoldError(Exception):
+    """Something a user can put right; the message is one line and names file, record and remedy."""
+
+
+class StructureError(ProtfoldError):
+    """A structure file that cannot be read rightly, or written without loss."""
+
+
+class SequenceError(ProtfoldError):
+    """A FASTA file or a sequence record that cannot be used."""
+
+
+class CheckpointError(ProtfoldError):
+    """Model or adapter weights that are missing, damaged or of another model."""
+
+
+class ConfigError(ProtfoldError):
+    """A configuration with an unknown, ill-typed or contradictory key."""
+
+
+class NonFiniteError(ProtfoldError):
+    """A model whose output holds NaN or infinity."""

@@ -1,0 +1,1 @@
+"""ESMFold: the differentiable model, loading and converting checkpoints, prediction, confidence, report."""

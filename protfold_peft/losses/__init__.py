@@ -1,0 +1,1 @@
+"""Structure losses on plain tensors. Knows nothing of models."""

@@ -1,0 +1,28 @@
+"""Where the tests find files: the repository's own structures, and the larger data set where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def structures() -> Path:
+    """The example structures that come with the repository."""
+    return REPOSITORY / "structures"
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder named by PROTFOLD_TEST_DATA; the test is skipped where it is not set or not there."""
+    value = os.environ.get("PROTFOLD_TEST_DATA")
+    if not value:
+        pytest.skip("PROTFOLD_TEST_DATA is not set: the larger test data set is not at hand")
+    folder = Path(value)
+    if not folder.is_dir():
+        pytest.skip(f"PROTFOLD_TEST_DATA is {value}, which is not a folder")
+    return folder
