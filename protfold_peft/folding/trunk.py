@@ -1,0 +1,206 @@
+"""The folding trunk: blocks that update the sequence and pair states, and the recycling loop around them.
+
+Two ways through a block give the same numbers. Where gradients are recorded the block is written plainly and
+checkpointed as a whole; at inference it updates the pair state in place, a few rows at a time, so that it needs room
+for about four pair states whatever the length.
+
+Axis letters: `b` batch, `n` residues, `c` channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.esm.modeling_esmfold import (
+    EsmFoldingTrunk,
+    EsmFoldTriangleMultiplicativeUpdate,
+    EsmFoldTriangularSelfAttentionBlock,
+)
+
+from protfold_peft.folding.attention import SequenceAttention, TriangleAttention, row_slices
+from protfold_peft.folding.structure_module import InvariantPointAttention
+
+GLYCINE, UNKNOWN = 7, 20
+
+# Elements of one row-chunk intermediate that `chunk_size="auto"` aims at: 8 MiB in fp32, near a core's cache on a CPU
+# and enough to keep a GPU busy at the lengths where memory matters.
+_AUTO_CHUNK_ELEMENTS = 2**21
+
+
+class TriangleMultiplication(EsmFoldTriangleMultiplicativeUpdate):
+    """Triangle multiplicative update (AlphaFold 2 supplement, Algorithms 11 and 12)."""
+
+    def _operands(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The two gated projections of `x` `(b, r, n, c)`, already normalised, masked by `mask` `(b, r, n, 1)`."""
+        a = self.linear_a_p(x) * self.linear_a_g(x).sigmoid() * mask
+        b = self.linear_b_p(x) * self.linear_b_g(x).sigmoid() * mask
+        return a, b
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        """Sum over the third residue of operands `(b, c, n, n)`."""
+        return a @ b.transpose(-1, -2) if self._outgoing else a.transpose(-1, -2) @ b
+
+    def _finish(self, product: Tensor, x: Tensor) -> Tensor:
+        """Normalise, project and gate `product` `(b, r, n, c)` with the normalised input rows `x`."""
+        return self.linear_z(self.layer_norm_out(product)) * self.linear_g(x).sigmoid()
+
+    def forward(self, z: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override, unused-ignore]
+        """The update of the pair state `z` `(b, n, n, c)`; `mask` `(b, n, n)` is 1 at real pairs."""
+        x = self.layer_norm_in(z)
+        a, b = self._operands(x, mask.unsqueeze(-1).to(x.dtype))
+        product = self._product(a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2))
+        return self._finish(product.permute(0, 2, 3, 1), x)
+
+    def add_update_(self, z: Tensor, mask: Tensor, rows: int) -> None:
+        """Add the update to `z` in place (inference only)."""
+        n = z.shape[1]
+        operands: tuple[Tensor, Tensor] | None = None
+        for part in row_slices(n, rows):
+            a, b = self._operands(self.layer_norm_in(z[:, part]), mask[:, part].unsqueeze(-1).to(z.dtype))
+            if operands is None:
+                # Channels first, as the product wants them: filled row by row, no permuted copy of the whole.
+                shape = (z.shape[0], a.shape[-1], n, n)
+                operands = (a.new_empty(shape), a.new_empty(shape))
+            operands[0][:, :, part] = a.permute(0, 3, 1, 2)
+            operands[1][:, :, part] = b.permute(0, 3, 1, 2)
+        assert operands is not None
+        product = self._product(*operands)
+        del operands
+        for part in row_slices(n, rows):
+            x = self.layer_norm_in(z[:, part])
+            z[:, part] += self._finish(product[:, :, part].permute(0, 2, 3, 1), x)
+
+
+class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock):
+    """One block of the trunk; parameter names are those of the class it replaces."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        c_s, c_z = config.sequence_state_dim, config.pairwise_state_dim
+        n_heads = c_z // config.pairwise_head_width
+        self.seq_attention = SequenceAttention(
+            c_s, c_s // config.sequence_head_width, config.sequence_head_width, gated=True
+        )
+        self.tri_mul_out = TriangleMultiplication(config, _outgoing=True)
+        self.tri_mul_in = TriangleMultiplication(config, _outgoing=False)
+        self.tri_att_start = TriangleAttention(c_z, config.pairwise_head_width, n_heads, starting=True)
+        self.tri_att_end = TriangleAttention(c_z, config.pairwise_head_width, n_heads, starting=False)
+
+    def forward(
+        self, sequence_state: Tensor, pairwise_state: Tensor, mask: Tensor, chunk_size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Update both states.
+
+        Args:
+            sequence_state: `(b, n, c_s)`.
+            pairwise_state: `(b, n, n, c_z)`; overwritten where no gradient is recorded.
+            mask: `(b, n)`, 1 at real residues.
+            chunk_size: Rows of the pair state worked on at once where no gradient is recorded; None: chosen here.
+
+        Returns:
+            The two states, same shapes.
+        """
+        bias = self.pair_to_sequence(pairwise_state)
+        y, _ = self.seq_attention(self.layernorm_1(sequence_state), mask=mask, bias=bias)
+        sequence_state = self.mlp_seq(sequence_state + self.drop(y))
+        pair_mask = mask[:, :, None] * mask[:, None, :]
+        if torch.is_grad_enabled():
+            return sequence_state, self._updated(sequence_state, pairwise_state, mask, pair_mask)
+        rows = chunk_size or auto_rows(pairwise_state)
+        self._update_(sequence_state, pairwise_state, mask, pair_mask, rows)
+        return sequence_state, pairwise_state
+
+    def _updated(self, s: Tensor, z: Tensor, mask: Tensor, pair_mask: Tensor) -> Tensor:
+        z = z + self.sequence_to_pair(s)
+        z = z + self.row_drop(self.tri_mul_out(z, pair_mask))
+        z = z + self.col_drop(self.tri_mul_in(z, pair_mask))
+        z = z + self.row_drop(self.tri_att_start(z, mask))
+        z = z + self.col_drop(self.tri_att_end(z, mask))
+        return self.mlp_pair(z)
+
+    def _update_(self, s: Tensor, z: Tensor, mask: Tensor, pair_mask: Tensor, rows: int) -> None:
+        to_pair = self.sequence_to_pair
+        q, k = to_pair.proj(to_pair.layernorm(s)).chunk(2, dim=-1)
+        for part in row_slices(z.shape[1], rows):
+            left, right = k[:, part, None, :], q[:, None, :, :]
+            z[:, part] += to_pair.o_proj(torch.cat([right * left, right - left], dim=-1))
+        self.tri_mul_out.add_update_(z, pair_mask, rows)
+        self.tri_mul_in.add_update_(z, pair_mask, rows)
+        self.tri_att_start.add_update_(z, mask, rows)
+        self.tri_att_end.add_update_(z, mask, rows)
+        for part in row_slices(z.shape[1], rows):
+            z[:, part] += self.mlp_pair.mlp(z[:, part])
+
+
+def auto_rows(z: Tensor) -> int:
+    """Rows of `z` `(b, n, n, c)` to work on at once so that the widest intermediate stays near the cache."""
+    b, n, _, c = z.shape
+    return max(4, min(n, _AUTO_CHUNK_ELEMENTS // (4 * b * n * c)))
+
+
+class FoldingTrunk(EsmFoldingTrunk):
+    """Recycling around the blocks and the structure module; parameter names are those of the class it replaces.
+
+    Attributes:
+        chunk_size: Rows of the pair state worked on at once at inference; None: chosen from the length.
+        autocast_dtype: Number format of the blocks' matrix products (None: that of their weights). The states between
+            blocks, the structure module and everything after it stay in fp32.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.blocks = nn.ModuleList([TrunkBlock(config) for _ in range(config.num_blocks)])
+        self.structure_module.ipa = InvariantPointAttention(config.structure_module)
+        self.chunk_size = None
+        self.autocast_dtype: torch.dtype | None = None
+
+    def forward(
+        self, seq_feats: Tensor, aatype: Tensor, residue_index: Tensor, mask: Tensor, recycles: int
+    ) -> dict[str, Tensor]:
+        """Fold.
+
+        Args:
+            seq_feats: `(b, n, c_s)` sequence features.
+            aatype: `(b, n)` amino acids, AlphaFold order, 20 = unknown.
+            residue_index: `(b, n)` int64 places along the chain.
+            mask: `(b, n)` float, 1 at real residues.
+            recycles: Passes after the first; only the last pass records gradients.
+
+        Returns:
+            The structure module's outputs, and the final states `s_s` `(b, n, c_s)` and `s_z` `(b, n, n, c_z)`.
+        """
+        b, n, _ = seq_feats.shape
+        shape = (b, n, n, self.config.pairwise_state_dim)
+        recycle_s, recycle_z = torch.zeros_like(seq_feats), seq_feats.new_zeros(shape)
+        recycle_bins = torch.zeros(shape[:-1], dtype=torch.int64, device=seq_feats.device)
+        # Without a residue type there is no ideal geometry: what is written has the backbone of glycine. Earlier
+        # passes keep the zero coordinates that the published weights saw for unknown residues.
+        known = aatype.masked_fill(aatype == UNKNOWN, GLYCINE)
+
+        for recycle in range(recycles + 1):
+            last = recycle == recycles
+            with torch.set_grad_enabled(torch.is_grad_enabled() and last):
+                s = seq_feats + self.recycle_s_norm(recycle_s)
+                z = self.recycle_z_norm(recycle_z) + self.recycle_disto(recycle_bins)
+                del recycle_s, recycle_z
+                z = z + self.pairwise_positional_embedding(residue_index, mask=mask.long())
+                s, z = self._blocks(s, z, mask)
+                structure = self.structure_module(
+                    {"single": self.trunk2sm_s(s), "pair": self.trunk2sm_z(z)}, known if last else aatype, mask
+                )
+                recycle_s, recycle_z = s.detach(), z.detach()
+                if not last:
+                    backbone = structure["positions"][-1][:, :, :3]
+                    recycle_bins = self.distogram(backbone, 3.375, 21.375, self.recycle_bins)
+        structure["s_s"], structure["s_z"] = s, z
+        return structure
+
+    def _blocks(self, s: Tensor, z: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        enabled = self.autocast_dtype is not None
+        with torch.autocast(s.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled):
+            for block in self.blocks:
+                s, z = block(s, z, mask=mask, chunk_size=self.chunk_size)
+        return s, z
