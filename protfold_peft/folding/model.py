@@ -136,6 +136,10 @@ class EsmFold(EsmForProteinFolding):
         Raises:
             ValueError: Padding that is not on the right, negative recycles, or an unknown argument.
         """
+        if torch.is_inference_mode_enabled():
+            # Stock code keeps constants it makes on the first call; made here they could never be trained through.
+            with torch.inference_mode(False), torch.no_grad():
+                return self(input_ids, attention_mask, position_ids, masking_pattern, recycles, **kwargs)
         for name in kwargs.keys() - {"return_dict", "output_hidden_states", "output_attentions", "labels"}:
             raise ValueError(f"EsmFold.forward() got an unknown argument '{name}'")
         aatype = input_ids

@@ -1,0 +1,190 @@
+"""Loading a folding model: the built-in one, a Hugging Face hub id, or a local folder, with or without an adapter."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from protfold_peft.errors import CheckpointError, ConfigError
+from protfold_peft.folding.mini import MINI_NAME, MINI_SEED, build_mini
+from protfold_peft.folding.model import EsmFold
+from protfold_peft.runtime import DTYPES, resolve_device
+
+# Parts of ESM-2 that folding never runs; checkpoints may lack them.
+_UNUSED_PARTS = ("esm.contact_head.", "esm.embeddings.position_ids", "esm.embeddings.position_embeddings.")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A folding model ready to predict.
+
+    Attributes:
+        network: `EsmFold`, or the PEFT model around it.
+        device: Where inputs go.
+        id: What the model is called in outputs.
+        adapter_hash: SHA-256 over the adapter's configuration and weights, None without an adapter.
+        precision: Language model and trunk, `fp32/fp32`.
+        untrained: The weights are random: whatever it predicts is noise.
+    """
+
+    network: Any
+    device: torch.device
+    id: str
+    adapter_hash: str | None
+    precision: str
+    untrained: bool
+
+    @property
+    def base(self) -> EsmFold:
+        """The `EsmFold` itself, without the PEFT wrapper."""
+        return self.network if isinstance(self.network, EsmFold) else self.network.get_base_model()
+
+    @property
+    def default_recycles(self) -> int:
+        """Passes after the first that the weights were trained with."""
+        return self.base.default_recycles
+
+    @property
+    def max_recycles(self) -> int:
+        """Same as `default_recycles`."""
+        return self.base.default_recycles
+
+    def set_chunk_size(self, chunk_size: int | None) -> None:
+        """Rows of the pair state worked on at once; None chooses from the length."""
+        self.base.set_chunk_size(chunk_size)
+
+
+def parse_precision(dtype: str, device: torch.device) -> tuple[torch.dtype, torch.dtype, str]:
+    """Turn `auto`, `fp32`, `bf16` or `LANGUAGE_MODEL/TRUNK` into two number formats and their name.
+
+    `auto` is fp32 on a CPU, and `fp16/fp32` on a GPU: the precision ESMFold was published with.
+
+    Raises:
+        ConfigError: An unknown format, or fp16 for the trunk.
+    """
+    if dtype == "auto":
+        dtype = "fp16/fp32" if device.type == "cuda" else "fp32"
+    names = dtype.split("/")
+    if not 1 <= len(names) <= 2 or any(name not in DTYPES for name in names):
+        raise ConfigError(f"unknown dtype '{dtype}': use auto, fp32, bf16, or two as LANGUAGE_MODEL/TRUNK, e.g. bf16/fp32")
+    if names[-1] == "fp16":
+        raise ConfigError(f"dtype '{dtype}': the folding trunk overflows to NaN in fp16; use bf16, fp32 or fp16/fp32")
+    return DTYPES[names[0]], DTYPES[names[-1]], f"{names[0]}/{names[-1]}"
+
+
+def load_model(
+    model: str | Path | None = None,
+    *,
+    adapter: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    chunk_size: int | str | None = "auto",
+    cpu_offload: bool = False,
+) -> LoadedModel:
+    """Load a folding model for prediction.
+
+    Args:
+        model: A hub id (`facebook/esmfold_v1`), a local folder in transformers' format, or None (also
+            `"protfold-mini"`) for the built-in model, whose weights are untrained.
+        adapter: A folder saved by PEFT, to be put on top.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        dtype: `auto`, `fp32`, `bf16`, or `LANGUAGE_MODEL/TRUNK`; see `parse_precision`.
+        chunk_size: Rows of the pair state worked on at once; `auto` chooses from the length; None: all of them.
+        cpu_offload: Keep the weights in main memory and move each part to the GPU as it runs (slow, but it fits).
+
+    Raises:
+        CheckpointError: No such model or adapter, damaged or incomplete weights, or another architecture.
+        ConfigError: An impossible option.
+    """
+    target = resolve_device(device)
+    language_model, trunk, precision = parse_precision(dtype, target)
+    if cpu_offload and target.type != "cuda":
+        raise ConfigError(f"--cpu-offload needs a CUDA device, this run is on {target}; leave it out")
+    untrained = model is None or str(model) == MINI_NAME
+    if untrained:
+        network, name = build_mini(), f"{MINI_NAME} (untrained, seed {MINI_SEED})"
+    else:
+        network, name = _from_pretrained(str(model), language_model), str(model)
+    network.set_precision(language_model=language_model, trunk=trunk)
+    network.set_chunk_size(None if chunk_size == "auto" else (chunk_size or 2**31))
+    adapter_hash = None
+    if adapter is not None:
+        network, adapter_hash = _with_adapter(network, Path(adapter))
+    network.eval().requires_grad_(False)
+    if cpu_offload:
+        from accelerate import cpu_offload as offload
+
+        offload(network, execution_device=target)
+    else:
+        network.to(target)
+    return LoadedModel(network, target, name, adapter_hash, precision, untrained)
+
+
+def _from_pretrained(model: str, language_model: torch.dtype) -> EsmFold:
+    path = Path(model)
+    if path.is_file():
+        raise CheckpointError(f"{model} is a file; run: protfold convert {model} FOLDER, then use --model FOLDER")
+    if path.is_dir():
+        _check_folder(path)
+    elif model.count("/") > 1 or model.startswith((".", "~", "/")):
+        raise CheckpointError(f"model folder {model} does not exist")
+    try:
+        network, report = EsmFold.from_pretrained(model, dtype=language_model, output_loading_info=True)
+    except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, safetensors its own
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"model '{model}' could not be loaded: {reason}") from error
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED_PARTS))
+    if missing:
+        raise CheckpointError(
+            f"model '{model}' lacks {len(missing)} weights of an ESMFold, the first is {missing[0]}: "
+            "is the download complete?"
+        )
+    if report["mismatched_keys"]:
+        first = sorted(str(key) for key in report["mismatched_keys"])[0]
+        raise CheckpointError(f"model '{model}': weights do not fit its config.json, first {first}")
+    return network
+
+
+def _check_folder(folder: Path) -> None:
+    config_file = folder / "config.json"
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if (folder / "adapter_config.json").exists():
+            raise CheckpointError(f"{folder} is an adapter, not a model: use --adapter {folder}") from None
+        raise CheckpointError(f"{folder} has no config.json: it is not a model in transformers' format") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{config_file} cannot be read: {error}") from error
+    if config.get("model_type") != "esm" or not config.get("is_folding_model"):
+        raise CheckpointError(
+            f"{folder} holds a '{config.get('model_type')}' model that is no ESMFold (is_folding_model is not set): "
+            "folding needs one such as facebook/esmfold_v1"
+        )
+
+
+def _with_adapter(network: EsmFold, folder: Path) -> tuple[Any, str]:
+    from peft import PeftModel
+
+    import protfold_peft.adapters  # noqa: F401 (registers our methods with PEFT)
+
+    if not (folder / "adapter_config.json").is_file():
+        raise CheckpointError(f"adapter {folder} has no adapter_config.json: it is not a folder saved by PEFT")
+    digest = hashlib.sha256()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"adapter {folder} has no {name}: save it again with save_pretrained()")
+        digest.update(file.read_bytes())
+    try:
+        adapted = PeftModel.from_pretrained(network, str(folder))
+    except CheckpointError:
+        raise
+    except Exception as error:  # PEFT and safetensors raise many kinds
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"adapter {folder} does not fit this model: {reason}") from error
+    return adapted, digest.hexdigest()
