@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import torch
 
+from protfold_peft.structure.rigid import Rigid
+
 # Algorithm 28's constants, in angstrom (and angstrom squared under the root).
 LENGTH_SCALE = 10.0
 CLAMP = 10.0
@@ -18,10 +20,8 @@ EPSILON = 1e-4
 
 
 def fape(
-    predicted_rotations: torch.Tensor,
-    predicted_origins: torch.Tensor,
-    target_rotations: torch.Tensor,
-    target_origins: torch.Tensor,
+    predicted_frames: Rigid,
+    target_frames: Rigid,
     frames_mask: torch.Tensor,
     predicted_points: torch.Tensor,
     target_points: torch.Tensor,
@@ -37,10 +37,8 @@ def fape(
     hold finite numbers (any will do); they receive no gradient.
 
     Args:
-        predicted_rotations: `(..., f, 3, 3)` rotations from each frame to the global one.
-        predicted_origins: `(..., f, 3)` in angstrom.
-        target_rotations: `(..., f, 3, 3)`.
-        target_origins: `(..., f, 3)` in angstrom.
+        predicted_frames: `(..., f)` from each frame to the global one, in angstrom.
+        target_frames: `(..., f)`.
         frames_mask: `(..., f)` true where the target's frame is known.
         predicted_points: `(..., p, 3)` in angstrom.
         target_points: `(..., p, 3)` in angstrom.
@@ -54,8 +52,8 @@ def fape(
     Returns:
         `(...)` without unit.
     """
-    predicted_local = _in_frames(predicted_rotations, predicted_origins, predicted_points)
-    target_local = _in_frames(target_rotations, target_origins, target_points)
+    predicted_local = _in_frames(predicted_frames, predicted_points)
+    target_local = _in_frames(target_frames, target_points)
     error = ((predicted_local - target_local).square().sum(dim=-1) + epsilon).sqrt()
     if isinstance(clamp, torch.Tensor):
         error = torch.minimum(error, clamp[..., None, None].to(error))
@@ -66,10 +64,8 @@ def fape(
 
 
 def backbone_fape(
-    predicted_rotations: torch.Tensor,
-    predicted_ca: torch.Tensor,
-    target_rotations: torch.Tensor,
-    target_ca: torch.Tensor,
+    predicted: Rigid,
+    target: Rigid,
     mask: torch.Tensor,
     *,
     clamp: float | torch.Tensor | None = CLAMP,
@@ -77,33 +73,23 @@ def backbone_fape(
     """FAPE of backbone frames on CA atoms, averaged over the steps of the structure module (supplement 1.9.2).
 
     Args:
-        predicted_rotations: `(s, b, n, 3, 3)`, one set of frames per step.
-        predicted_ca: `(s, b, n, 3)` origins of the frames, which are the CA atoms, in angstrom.
-        target_rotations: `(b, n, 3, 3)` from N, CA and C of the experiment.
-        target_ca: `(b, n, 3)` in angstrom.
+        predicted: `(s, b, n)` backbone frames, one set per step; their origins are the CA atoms, in angstrom.
+        target: `(b, n)` frames from N, CA and C of the experiment.
         mask: `(b, n)` true where N, CA and C are all known; false for padding.
         clamp: As in `fape`; a tensor is `(b,)`.
 
     Returns:
         `(b,)`, without unit.
     """
-    return fape(
-        predicted_rotations,
-        predicted_ca,
-        target_rotations,
-        target_ca,
-        mask,
-        predicted_ca,
-        target_ca,
-        mask,
-        clamp=clamp,
-    ).mean(dim=0)
+    per_step = fape(predicted, target, mask, predicted.translation, target.translation, mask, clamp=clamp)
+    return per_step.mean(dim=0)
 
 
-def _in_frames(rotations: torch.Tensor, origins: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+def _in_frames(frames: Rigid, points: torch.Tensor) -> torch.Tensor:
     """`(..., f, p, 3)`: every point in the coordinates of every frame, `R^T (x - t)`.
 
-    The difference is taken first: rotating `x` and `t` apart would cost float32 its digits far from the origin.
+    The difference is taken first: rotating `x` and `t` apart would cost float32 its digits far from the origin. One
+    product per frame, where `Rigid.invert_apply` would copy the rotation for every point.
     """
-    offsets = points[..., None, :, :] - origins[..., :, None, :]
-    return offsets @ rotations
+    offsets = points[..., None, :, :] - frames.translation[..., :, None, :]
+    return offsets @ frames.rotation

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from protfold_peft.losses import backbone_fape, fape
+from protfold_peft.structure.rigid import Rigid
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 CLAMPS = {"clamped": 10.0, "unclamped": None}
 
 
-def rotations(frames: torch.Tensor) -> torch.Tensor:
-    """`(..., 12)` rows of AlphaFold's flat frames -> `(..., 3, 3)`."""
-    return frames[..., :9].unflatten(-1, (3, 3))
+def rigid(frames: torch.Tensor) -> Rigid:
+    """Frames `(...)` from AlphaFold's flat ones, `(..., 12)`: nine of the rotation, three of the translation."""
+    return Rigid(frames[..., :9].unflatten(-1, (3, 3)), frames[..., 9:])
 
 
 def random_rotations(generator: torch.Generator, *shape: int) -> torch.Tensor:
@@ -24,14 +26,18 @@ def random_rotations(generator: torch.Generator, *shape: int) -> torch.Tensor:
     return q * torch.linalg.det(q)[..., None, None]
 
 
-def random_backbone(seed: int, steps: int, batch: int, length: int) -> dict[str, torch.Tensor]:
+def random_frames(generator: torch.Generator, *shape: int) -> Rigid:
+    """Frames whose origins are some 8 A apart, float64."""
+    origins = torch.randn(*shape, 3, dtype=torch.float64, generator=generator) * 8
+    return Rigid(random_rotations(generator, *shape), origins)
+
+
+def random_backbone(seed: int, steps: int, batch: int, length: int) -> dict[str, Any]:
     """Arguments of `backbone_fape` with everything known, in float64."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        "predicted_rotations": random_rotations(generator, steps, batch, length),
-        "predicted_ca": torch.randn(steps, batch, length, 3, dtype=torch.float64, generator=generator) * 8,
-        "target_rotations": random_rotations(generator, batch, length),
-        "target_ca": torch.randn(batch, length, 3, dtype=torch.float64, generator=generator) * 8,
+        "predicted": random_frames(generator, steps, batch, length),
+        "target": random_frames(generator, batch, length),
         "mask": torch.ones(batch, length, dtype=torch.bool),
     }
 
@@ -42,14 +48,8 @@ def test_backbone_equals_deepmind(stored_losses, kind: str, dtype: torch.dtype) 
     for stored in stored_losses(f"fape_bb_{kind}"):
         target = stored("out_gt_rigidgroups_gt_frames", dtype)[:, :, 0]
         predicted = stored("out_pred_rigidgroups_frames", dtype)[:, :, 0]
-        value = backbone_fape(
-            rotations(predicted)[None],
-            predicted[None, ..., 9:],
-            rotations(target),
-            target[..., 9:],
-            stored("out_bb_mask", dtype),
-            clamp=CLAMPS[kind],
-        )
+        mask = stored("out_bb_mask", dtype)
+        value = backbone_fape(rigid(predicted[None]), rigid(target), mask, clamp=CLAMPS[kind])
         assert value.item() == pytest.approx(stored.values[f"fape_bb_{kind}"], rel=TOLERANCE[dtype]), stored.name
 
 
@@ -66,10 +66,8 @@ def test_side_chains_equal_deepmind(stored_losses, kind: str, dtype: torch.dtype
         predicted = stored("out_pred_rigidgroups_frames", dtype).flatten(1, 2)
         atom14_of_37 = torch.tensor(stored.arrays["in_residx_atom14_to_atom37"])[None, ..., None].expand(-1, -1, -1, 3)
         value = fape(
-            rotations(predicted),
-            predicted[..., 9:],
-            rotations(target),
-            target[..., 9:],
+            rigid(predicted),
+            rigid(target),
             stored("out_sc_frames_mask", dtype),
             stored("in_pred_atom37", dtype).gather(2, atom14_of_37).flatten(1, 2),
             stored("out_renamed_atom14_gt_positions", dtype).flatten(1, 2),
@@ -86,7 +84,7 @@ def test_one_displaced_atom_has_a_closed_form() -> None:
     target = torch.tensor([[[0.0, 0, 0], [4, 0, 0]]], dtype=torch.float64)
     for shift, seen in ((3.0, math.sqrt(9 + 1e-4)), (50.0, 10.0)):
         predicted = target + torch.tensor([[0.0, 0, 0], [0, shift, 0]], dtype=torch.float64)
-        value = backbone_fape(unit[None], predicted[None], unit, target, torch.ones(1, 2))
+        value = backbone_fape(Rigid(unit[None], predicted[None]), Rigid(unit, target), torch.ones(1, 2))
         # Each frame sees its own origin rightly, up to the root of epsilon.
         expected = (2 * seen + 2 * math.sqrt(1e-4)) / (10 * (4 + 1e-4))
         assert value.item() == pytest.approx(expected, rel=1e-12)
@@ -95,16 +93,7 @@ def test_one_displaced_atom_has_a_closed_form() -> None:
 def test_averaged_over_steps() -> None:
     inputs = random_backbone(0, steps=3, batch=2, length=6)
     whole = backbone_fape(**inputs)
-    single = [
-        backbone_fape(
-            **{
-                **inputs,
-                "predicted_rotations": inputs["predicted_rotations"][s : s + 1],
-                "predicted_ca": inputs["predicted_ca"][s : s + 1],
-            }
-        )
-        for s in range(3)
-    ]
+    single = [backbone_fape(inputs["predicted"][s : s + 1], inputs["target"], inputs["mask"]) for s in range(3)]
     torch.testing.assert_close(whole, torch.stack(single).mean(dim=0))
 
 
@@ -118,12 +107,8 @@ def test_clamp_may_differ_between_samples() -> None:
 
 def test_rigid_motion_of_the_prediction_changes_nothing() -> None:
     inputs = random_backbone(2, steps=1, batch=2, length=6)
-    turn = random_rotations(torch.Generator().manual_seed(3))
-    moved = {
-        **inputs,
-        "predicted_rotations": turn @ inputs["predicted_rotations"],
-        "predicted_ca": inputs["predicted_ca"] @ turn.T + torch.tensor([3.0, -4, 5], dtype=torch.float64),
-    }
+    motion = random_frames(torch.Generator().manual_seed(3), 1, 1, 1)
+    moved = {**inputs, "predicted": motion.compose(inputs["predicted"])}
     torch.testing.assert_close(backbone_fape(**moved), backbone_fape(**inputs))
 
 
@@ -132,19 +117,14 @@ def test_padding_and_missing_residues_take_no_part() -> None:
     inputs = random_backbone(4, steps=2, batch=1, length=9)
     keep = torch.tensor([0, 1, 3, 4, 6])
     inputs["mask"] = torch.zeros(1, 9, dtype=torch.bool).index_fill(1, keep, True)
-    inputs["target_ca"][:, ~inputs["mask"][0]] = 1e4
-    inputs["predicted_ca"].requires_grad_()
+    inputs["target"].translation[:, ~inputs["mask"][0]] = 1e4
+    inputs["predicted"].translation.requires_grad_()
     value = backbone_fape(**inputs, clamp=None)  # a clamped error has no gradient
     alone = backbone_fape(
-        inputs["predicted_rotations"][:, :, keep],
-        inputs["predicted_ca"][:, :, keep],
-        inputs["target_rotations"][:, keep],
-        inputs["target_ca"][:, keep],
-        torch.ones(1, len(keep)),
-        clamp=None,
+        inputs["predicted"][:, :, keep], inputs["target"][:, keep], torch.ones(1, len(keep)), clamp=None
     )
     torch.testing.assert_close(value, alone)
-    (gradient,) = torch.autograd.grad(value.sum(), inputs["predicted_ca"])
+    (gradient,) = torch.autograd.grad(value.sum(), inputs["predicted"].translation)
     assert (gradient[:, :, ~inputs["mask"][0]] == 0).all()
     assert (gradient[:, :, keep] != 0).any(dim=-1).all()
 
@@ -154,12 +134,10 @@ def test_gradient_equals_finite_differences(clamp: float | None) -> None:
     inputs = random_backbone(5, steps=2, batch=2, length=4)
     inputs["mask"][1, 2:] = False
 
-    def value(predicted_rotations: torch.Tensor, predicted_ca: torch.Tensor) -> torch.Tensor:
-        return backbone_fape(
-            **{**inputs, "predicted_rotations": predicted_rotations, "predicted_ca": predicted_ca}, clamp=clamp
-        )
+    def value(rotation: torch.Tensor, translation: torch.Tensor) -> torch.Tensor:
+        return backbone_fape(Rigid(rotation, translation), inputs["target"], inputs["mask"], clamp=clamp)
 
-    arguments = [inputs[name].clone().requires_grad_() for name in ("predicted_rotations", "predicted_ca")]
+    arguments = [inputs["predicted"].rotation.requires_grad_(), inputs["predicted"].translation.requires_grad_()]
     assert torch.autograd.gradcheck(value, arguments)
 
 
@@ -171,7 +149,8 @@ def test_finite_where_atoms_coincide(dtype: torch.dtype, length: int, known: boo
     unit = torch.eye(3, dtype=dtype).expand(1, length, 3, 3)
     points = torch.zeros(1, 1, length, 3, dtype=dtype, requires_grad=True)
     turns = unit[None].clone().requires_grad_()
-    value = backbone_fape(turns, points, unit, points.detach()[0], torch.full((1, length), known))
+    target = Rigid(unit, points.detach()[0])
+    value = backbone_fape(Rigid(turns, points), target, torch.full((1, length), known))
     (value * 3).sum().backward()
     expected = math.sqrt(1e-4) / 10 * length**2 / (length**2 + 1e-4) if known else 0.0
     assert value.item() == pytest.approx(expected, rel=1e-5)
