@@ -1,0 +1,45 @@
+"""The `protfold` command: one sub-command per file of this folder."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from protfold_peft.cli.predict import predict
+from protfold_peft.version import __version__
+
+app = typer.Typer(
+    name="protfold",
+    help="Fine-tune ESMFold with tensor adapters, predict structures, and compare.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    # Errors are told by `common.error_boundary`; a traceback asked for with --debug is a plain one.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(predict)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"protfold {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Fine-tune ESMFold with tensor adapters, predict structures, and compare."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""A prediction run from inputs to summary: what is to be done, doing it batch by batch, and telling how it went."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.progress import Progress
+
+from protfold_peft.errors import ProtfoldError
+from protfold_peft.folding.batches import Batch, plan_batches, select_shard
+from protfold_peft.folding.inputs import InputSet, gather
+from protfold_peft.folding.load import LoadedModel, load_model
+from protfold_peft.folding.markers import (
+    DONE_SUFFIX,
+    PLOT_SUFFIXES,
+    Failed,
+    discard,
+    read_done,
+    remove_stale_temporaries,
+    wanted_suffixes,
+    why_unfinished,
+    write_failed,
+)
+from protfold_peft.folding.mini import UNTRAINED_WARNING
+from protfold_peft.folding.outputs import redraw_plots, write_outputs
+from protfold_peft.folding.predict import predict_batch
+from protfold_peft.folding.recovery import Folded, Folder
+from protfold_peft.folding.report import write_report
+from protfold_peft.folding.settings import RunResult, RunSettings
+from protfold_peft.folding.summary import PENDING, collect_rows, write_summary
+from protfold_peft.folding.types import Record
+from protfold_peft.runtime import LOGGER, configure_logging, progress_bar, seed_everything
+from protfold_peft.version import __version__
+
+# Lines of one kind that go to the screen; all of them go to the log.
+_MAX_SCREEN_LINES = 20
+
+# Nothing that follows could be written either, so the run stops instead of failing record after record.
+_FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+
+
+def run_prediction(settings: RunSettings) -> RunResult:
+    """Fold everything that is not finished yet, and bring summary and report up to date.
+
+    Raises:
+        ProtfoldError: Nothing could start (no readable input, no such model, no place to write), or writing became
+            impossible on the way. One record's trouble never raises: it is in the result and in the summary.
+    """
+    inputs = gather(settings.inputs, max_length=settings.max_length)
+    if not inputs.n_files:
+        raise ProtfoldError("; ".join(each.error for each in inputs.rejected) or "no input given")
+    _prepare_folder(settings.out)
+    configure_logging(settings.out / f"log{settings.tag}.txt", verbose=settings.verbose)
+    LOGGER.info("protfold %s: %s", __version__, settings)
+    _tell("note", inputs.notes)
+    if settings.shard:
+        # Every shard reads the complete input; the first one speaks for what is wrong with it.
+        inputs = InputSet(inputs.records, (), inputs.notes, inputs.n_files)
+    _tell("invalid", [each.error for each in inputs.rejected])
+
+    batches = select_shard(
+        plan_batches(inputs.records, settings.max_tokens_per_batch), settings.shard, settings.num_shards
+    )
+    mine = {record.name for batch in batches for record in batch}
+    records = [record for record in inputs.records if record.name in mine]
+    summary, report = f"summary{settings.tag}.csv", f"report{settings.tag}.html"
+    remove_stale_temporaries(settings.out, mine, extra=[summary, report, "summary.csv", "report.html"])
+
+    folded = failed = skipped = 0
+    try:
+        if records:
+            model = load_model(
+                settings.model,
+                adapter=settings.adapter,
+                device=settings.device,
+                dtype=settings.dtype,
+                chunk_size=settings.chunk_size,
+                cpu_offload=settings.cpu_offload,
+            )
+            job = _Job(settings, model)
+            pending = {record.name for record in job.unfinished(records)}
+            skipped = len(records) - len(pending)
+            for succeeded in job.fold([batch for batch in batches if any(r.name in pending for r in batch)], pending):
+                folded += succeeded
+                failed += not succeeded
+    finally:
+        # Also after an interruption: the table then tells what is there.
+        _write_tables(settings, inputs, records, summary, report)
+    return RunResult(folded, skipped, failed, len(inputs.rejected), settings.out)
+
+
+class _Job:
+    """One model, one folder, one set of settings."""
+
+    def __init__(self, settings: RunSettings, model: LoadedModel) -> None:
+        self.settings = settings
+        self.model = model
+        if model.untrained:
+            LOGGER.warning("%s", UNTRAINED_WARNING)
+        recycles = model.default_recycles if settings.recycles is None else settings.recycles
+        self.key = {
+            "model": model.id,
+            "adapter": model.adapter_hash or "none",
+            "recycles": str(recycles),
+            "precision": model.precision,
+        }
+        LOGGER.info("model %s on %s", self.key, model.device)
+
+    def unfinished(self, records: Sequence[Record]) -> list[Record]:
+        """The records to fold; missing plots of finished ones are drawn on the way."""
+        settings = self.settings
+        if settings.overwrite:
+            return list(records)
+        needed = wanted_suffixes(settings.formats, plots=False)
+        pending, surprises = [], []
+        for record in records:
+            done = read_done(settings.out / f"{record.name}{DONE_SUFFIX}")
+            reason = why_unfinished(settings.out, record, done, self.key, needed)
+            if reason is not None:
+                pending.append(record)
+                if reason:
+                    surprises.append(f"{record.name}: folded again: {reason}")
+            elif settings.plots and done is not None:
+                redraw_plots(settings.out, done, PLOT_SUFFIXES)
+        _tell("note", surprises)
+        return pending
+
+    def fold(self, batches: Sequence[Batch], pending: set[str]) -> Iterator[bool]:
+        """Fold the batches whole, write the records that are pending, and yield for each of them if it succeeded."""
+        folder = Folder(self.model, lambda batch: predict_batch(self.model, batch, recycles=self.settings.recycles))
+        with progress_bar("residues") as progress, _log_above(progress):
+            task = progress.add_task("folding", total=sum(len(record) for batch in batches for record in batch))
+            for batch in batches:
+                LOGGER.info("batch: %s", ", ".join(f"{record.name} ({len(record)})" for record in batch))
+                seed_everything(self.settings.seed)
+                for outcome in folder.fold(batch):
+                    name = outcome.name if isinstance(outcome, Failed) else outcome.prediction.record.name
+                    if name in pending:
+                        yield self._keep(outcome)
+                    size = outcome.length if isinstance(outcome, Failed) else len(outcome.prediction.record)
+                    progress.advance(task, size)
+
+    def _keep(self, outcome: Folded | Failed) -> bool:
+        """Write an outcome; whether it is a result."""
+        settings = self.settings
+        try:
+            if isinstance(outcome, Folded):
+                record = outcome.prediction.record
+                try:
+                    done = write_outputs(
+                        outcome.prediction,
+                        settings.out,
+                        settings=self.key,
+                        formats=settings.formats,
+                        plots=settings.plots,
+                        seconds=outcome.seconds,
+                    )
+                except Exception as error:
+                    if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
+                        discard(settings.out, record.name)
+                        raise
+                    LOGGER.debug("writing %s failed", record.name, exc_info=True)
+                    text = f"{error}" if isinstance(error, ProtfoldError) else f"{type(error).__name__}: {error}"
+                    outcome = Failed(record.name, len(record), text, outcome.seconds)
+                else:
+                    LOGGER.info("%s: pLDDT %.1f, pTM %.3f, %.2f s", done.name, done.plddt, done.ptm, done.seconds)
+                    return True
+            write_failed(settings.out, outcome)
+        except OSError as error:
+            raise _cannot_write(settings.out, error) from error
+        LOGGER.warning("%s: failed: %s", outcome.name, outcome.error)
+        return False
+
+
+def _write_tables(
+    settings: RunSettings, inputs: InputSet, records: Sequence[Record], summary: str, report: str
+) -> None:
+    """The shard's table; and the table and report of the whole once every record of the input has an outcome."""
+    try:
+        if settings.num_shards == 1:
+            rows = collect_rows(settings.out, records, inputs.rejected)
+        else:
+            own = collect_rows(settings.out, records, inputs.rejected, others=False)
+            write_summary(settings.out / summary, own)
+            rows = collect_rows(settings.out, inputs.records, inputs.rejected, others=False)
+            if any(row.status == PENDING for row in rows):
+                return
+        write_summary(settings.out / "summary.csv", rows)
+        if settings.report:
+            write_report(settings.out / "report.html", settings.out, rows)
+    except OSError as error:
+        raise _cannot_write(settings.out, error) from error
+
+
+def _prepare_folder(folder: Path) -> None:
+    """Make the folder and see that files can be written there, before a model is loaded for nothing."""
+    probe = folder / f".{os.getpid():08x}.probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _cannot_write(folder: Path, error: OSError) -> ProtfoldError:
+    where = error.filename or folder
+    return ProtfoldError(
+        f"cannot write {where}: {error.strerror or error}; what is finished is kept, run again to go on"
+    )
+
+
+def _tell(kind: str, lines: Sequence[str]) -> None:
+    for number, line in enumerate(lines):
+        LOGGER.log(logging.WARNING if number < _MAX_SCREEN_LINES else logging.DEBUG, "%s: %s", kind, line)
+    if len(lines) > _MAX_SCREEN_LINES:
+        LOGGER.warning("%s: and %d more, in the log", kind, len(lines) - _MAX_SCREEN_LINES)
+
+
+@contextmanager
+def _log_above(progress: Progress) -> Iterator[None]:
+    """Send the screen's log lines above the progress bar while it is drawn."""
+    if progress.disable:
+        yield
+        return
+    handlers = [handler for handler in LOGGER.handlers if type(handler) is logging.StreamHandler]
+    earlier = [handler.setStream(sys.stderr) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in zip(handlers, earlier):
+            if stream is not None:
+                handler.setStream(stream)
