@@ -24,7 +24,9 @@ N_TORSIONS = 7
 
 @cache
 def _constant(name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(getattr(residues, name), dtype=dtype, device=device)
+    # Made outside inference mode even when first asked for inside it: the cached tensor also serves training.
+    with torch.inference_mode(False):
+        return torch.tensor(getattr(residues, name), dtype=dtype, device=device)
 
 
 def _of_types(name: str, restypes: Tensor, dtype: torch.dtype) -> Tensor:
