@@ -1,12 +1,20 @@
 """The shared adapter core: sites, tensor networks, and the PEFT tuner around them. Knows nothing of proteins."""
 
+from protfold_peft.adapters.checks import DeadAdapterError, DeadSite, GradientCheck, check_gradients
 from protfold_peft.adapters.config import LoRTAConfig, TensorAdapterConfig, TensorPeftType
+from protfold_peft.adapters.describe import AdapterDescription, GroupDescription, describe_adapters
 from protfold_peft.adapters.layer import TensorLinear
+from protfold_peft.adapters.loading import load_adapter
 from protfold_peft.adapters.model import TensorAdapterModel
 from protfold_peft.adapters.register import register
 from protfold_peft.adapters.sites import HeadSplit, Site
 
 __all__ = [
+    "AdapterDescription",
+    "DeadAdapterError",
+    "DeadSite",
+    "GradientCheck",
+    "GroupDescription",
     "HeadSplit",
     "LoRTAConfig",
     "Site",
@@ -14,6 +22,9 @@ __all__ = [
     "TensorAdapterModel",
     "TensorLinear",
     "TensorPeftType",
+    "check_gradients",
+    "describe_adapters",
+    "load_adapter",
     "register",
 ]
 

@@ -53,7 +53,8 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         """Add an adapter, or replace the one of this name."""
         self.tensor_factors[adapter_name] = factors
         self.tensor_sites[adapter_name] = site
-        self.tensor_dropout[adapter_name] = nn.Dropout(dropout) if dropout else nn.Identity()
+        # A new module starts in training mode; this one must not drop inputs of a model that is in evaluation.
+        self.tensor_dropout[adapter_name] = nn.Dropout(dropout).train(self.base_layer.training)
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
     def network(self, adapter_name: str) -> TensorNetwork:
