@@ -26,6 +26,8 @@ _ATOM_ALIASES = {
     "SEC": {"SE": "SG"},
     "ILE": {"CD": "CD1"},
 }
+# How an atom is written when its place in the 37 belongs to another element.
+_WRITTEN_ATOMS = {("MSE", "SD"): ("SE", "SE"), ("SEC", "SG"): ("SE", "SE")}
 _TERMINAL_OXYGENS = (("OT1", "OT2"), ("OC1", "OC2"), ("O1", "O2"), ("OCT1", "OCT2"))
 
 
@@ -78,3 +80,8 @@ def atom_aliases(name: str, atom_names: set[str]) -> dict[str, str]:
                 aliases.update({first: "O", second: "OXT"})
                 break
     return aliases
+
+
+def written_atom(residue: str, atom: str) -> tuple[str, str]:
+    """Name and element, both upper case, under which a file has `atom` (one of `ATOM_TYPES`) of a residue."""
+    return _WRITTEN_ATOMS.get((residue, atom), (atom, atom[0]))

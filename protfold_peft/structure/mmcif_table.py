@@ -13,10 +13,11 @@ from pathlib import Path
 import gemmi
 
 from protfold_peft.errors import StructureError
-from protfold_peft.structure.records import Atom, Group, Table, coordinate, number_or_none
-from protfold_peft.structure.residues import ONE_TO_THREE
+from protfold_peft.structure.records import Atom, Group, Table, number_or_none, position
+from protfold_peft.structure.residues import ONE_TO_THREE, THREE_TO_ONE
 
 _UNCERTAINTY = re.compile(r"\(\d+\)$")
+_AXES = ("Cartn_x", "Cartn_y", "Cartn_z")
 _ABSENT = ("?", ".", "")
 
 
@@ -110,11 +111,15 @@ class _Sites:
             raw = self._columns.get(tag.lower())
             if raw is None:
                 continue
-            plain = [_plain(value) for value in raw]
-            result = [one or other for one, other in zip(result, plain, strict=True)] if result else plain
-            if all(result):
+            # Large files repeat few values: each is unquoted once.
+            plain = {value: _plain(value) for value in set(raw)}
+            values = [plain[value] for value in raw]
+            result = [one or other for one, other in zip(result, values, strict=True)] if result else values
+            if "" not in plain.values():
                 break
-        return [value or default for value in result] if result else [default] * self.size
+        if not result:
+            return [default] * self.size
+        return [value or default for value in result] if default else result
 
     def groups(self, models: Sequence[str], taken: str) -> list[Group]:
         """Rows of one model, by residue."""
@@ -161,19 +166,16 @@ class _Sites:
         return f"atom_site row {row + 1}" + (f" (atom {serial[row]})" if serial else "")
 
     def read_atoms(self, group: Group) -> list[Atom]:
+        xs, ys, zs = (self._columns[f"cartn_{axis}"] for axis in "xyz")
         atoms = []
-        columns = self._columns
         for row in group.rows:
             place = self._place(row)
-            x, y, z = (
-                coordinate(self._without_error(columns[f"cartn_{axis}"][row]), f"Cartn_{axis}", self.path, place)
-                for axis in "xyz"
-            )
+            texts = (self._without_error(xs[row]), self._without_error(ys[row]), self._without_error(zs[row]))
             atoms.append(
                 Atom(
                     name=self._names[row],
                     altloc=self._altlocs[row],
-                    position=(x, y, z),
+                    position=position(texts, _AXES, self.path, place),
                     occupancy=self._optional("occupancy", row, 1.0),
                     b_factor=self._optional("b_iso_or_equiv", row, 0.0),
                     place=place,
@@ -184,7 +186,7 @@ class _Sites:
     @staticmethod
     def _without_error(value: str) -> str:
         """`1.234(5)` is 1.234."""
-        return _UNCERTAINTY.sub("", value) if value.endswith(")") else value
+        return _UNCERTAINTY.sub("", value) if value[-1:] == ")" else value
 
     def _optional(self, tag: str, row: int, default: float) -> float:
         values = self._columns.get(tag)
@@ -244,13 +246,20 @@ def _read_entities(block: gemmi.cif.Block, table: Table, sites: _Sites) -> None:
         if group.in_polymer is not False and entity in full:
             table.seqres.setdefault(group.chain, full[entity])
 
-    # Ours to fill from the dictionary of components of the file, where it explains a modified residue.
+    # What modified residues derive from: the file's own components, else the canonical sequence.
     for name, parent in _rows(block, "_chem_comp.", "id", "mon_nstd_parent_comp_id"):
         if parent:
             table.parents[name.upper()] = parent.upper()
     for name, parent in _rows(block, "_pdbx_struct_mod_residue.", "label_comp_id", "parent_comp_id"):
         if parent:
             table.parents.setdefault(name.upper(), parent.upper())
+    for entity, _, letters in poly:
+        canonical = "".join(letters.split()).upper()
+        names = full.get(entity, [])
+        if entity in peptides and len(canonical) == len(names):  # else a residue stands for several letters
+            for name, letter in zip(names, canonical, strict=True):
+                if name not in THREE_TO_ONE and letter in ONE_TO_THREE and letter != "X":
+                    table.parents.setdefault(name, ONE_TO_THREE[letter])
 
 
 def _read_header(block: gemmi.cif.Block, table: Table) -> None:

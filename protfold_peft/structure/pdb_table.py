@@ -10,10 +10,11 @@ import re
 from pathlib import Path
 
 from protfold_peft.errors import StructureError
-from protfold_peft.structure.records import Atom, Group, Table, coordinate, number_or_none
+from protfold_peft.structure.records import Atom, Group, Table, number_or_none, position
 
 # The last column of z: a shorter line has lost part of its coordinates.
 _LAST_COORDINATE_COLUMN = 54
+_AXES = ("x (columns 31-38)", "y (columns 39-46)", "z (columns 47-54)")
 _MONTHS = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC"
 _HYBRID_36 = re.compile(r"[A-Z][0-9A-Z]{3}|[a-z][0-9a-z]{3}")
 
@@ -159,15 +160,10 @@ class _Body:
 def _read_atom(path: Path, lines: list[str], row: int) -> Atom:
     line = lines[row]
     place = f"line {row + 1}"
-    position = (
-        coordinate(line[30:38], "x (columns 31-38)", path, place),
-        coordinate(line[38:46], "y (columns 39-46)", path, place),
-        coordinate(line[46:54], "z (columns 47-54)", path, place),
-    )
     return Atom(
         name=line[12:16].strip(),
         altloc=line[16].strip(),
-        position=position,
+        position=position((line[30:38], line[38:46], line[46:54]), _AXES, path, place),
         occupancy=_optional(line[54:60], 1.0, "the occupancy (columns 55-60)", path, place),
         b_factor=_optional(line[60:66], 0.0, "the B-factor (columns 61-66)", path, place),
         place=place,

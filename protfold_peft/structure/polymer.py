@@ -24,7 +24,7 @@ class Part:
     atoms: list[Atom]
     unknown_atoms: tuple[str, ...] = ()
 
-    def position(self, name: str) -> tuple[float, float, float] | None:
+    def position(self, name: str) -> tuple[float, ...] | None:
         return next((atom.position for atom in self.atoms if atom.name == name), None)
 
 
@@ -214,7 +214,7 @@ def bonded(one: Part, other: Part) -> bool:
     return _ALPHA_STEP[0] ** 2 < _distance_squared(a, b) < _ALPHA_STEP[1] ** 2
 
 
-def _distance_squared(one: tuple[float, float, float], other: tuple[float, float, float]) -> float:
+def _distance_squared(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return sum((a - b) ** 2 for a, b in zip(one, other, strict=True))
 
 

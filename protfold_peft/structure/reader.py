@@ -49,7 +49,7 @@ def read_structure(
     text, kind = read_text(path)
     try:
         table = (read_mmcif_table if kind == "mmcif" else read_pdb_table)(path, text, model)
-        return _structure(table, list(chains) if chains is not None else None)
+        return structure_from_table(table, list(chains) if chains is not None else None)
     except StructureError:
         raise
     except Exception as error:
@@ -74,7 +74,8 @@ def find_structure_files(folder: str | os.PathLike[str], *, recursive: bool = Fa
     return files
 
 
-def _structure(table: Table, wanted: list[str] | None) -> Structure:
+def structure_from_table(table: Table, wanted: list[str] | None = None) -> Structure:
+    """The protein chains of a table, with everything decided that `docs/structures.md` lists."""
     parts, notes = protein_parts(table, wanted)
     chains = []
     for chain_id, members in parts.items():
@@ -161,7 +162,7 @@ def _arrays(kept: list[Conformer]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions `(n, 37, 3)`, mask `(n, 37)` and B-factors `(n, 37)`."""
     rows: list[int] = []
     columns: list[int] = []
-    xyz: list[tuple[float, float, float]] = []
+    xyz: list[tuple[float, ...]] = []
     b_values: list[float] = []
     for row, conformer in enumerate(kept):
         for name, atom in conformer.atoms.items():

@@ -19,7 +19,7 @@ class Atom:
 
     name: str
     altloc: str
-    position: tuple[float, float, float]
+    position: tuple[float, ...]
     occupancy: float
     b_factor: float
     place: str
@@ -91,15 +91,24 @@ def number_or_none(text: str) -> float | None:
     return value if math.isfinite(value) and "_" not in text else None
 
 
-def coordinate(text: str, axis: str, path: Path, place: str) -> float:
-    """A coordinate in angstrom.
+def position(texts: tuple[str, str, str], axes: tuple[str, str, str], path: Path, place: str) -> tuple[float, ...]:
+    """Coordinates x, y, z in angstrom.
 
     Raises:
-        StructureError: It is blank, not a finite number, or absurdly large.
+        StructureError: One of them, named as in `axes`, is blank, not a finite number, or absurdly large.
     """
-    value = number_or_none(text)
-    if value is None or abs(value) > _FARTHEST:
-        shown = text.strip()
-        what = f"'{shown}', which is no coordinate" if shown else "blank"
-        raise StructureError(f"{path}: {place}: {axis} is {what}; correct the record or remove it")
-    return value
+    x, y, z = texts
+    try:
+        values = (float(x), float(y), float(z))
+        # One comparison for all three: NaN and infinity fail it as well.
+        if abs(values[0]) + abs(values[1]) + abs(values[2]) < _FARTHEST and "_" not in x + y + z:
+            return values
+    except ValueError:
+        pass
+    for text, axis in zip(texts, axes, strict=True):
+        value = number_or_none(text)
+        if value is None or abs(value) >= _FARTHEST / 3:
+            shown = text.strip()
+            what = f"'{shown}', which is no coordinate" if shown else "blank"
+            raise StructureError(f"{path}: {place}: {axis} is {what}; correct the record or remove it")
+    raise StructureError(f"{path}: {place}: the coordinates are too large; correct the record or remove it")
