@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# The models here are so small that a second thread only waits; also for the programs that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

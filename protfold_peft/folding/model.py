@@ -216,6 +216,7 @@ class EsmFold(EsmForProteinFolding):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save in transformers' format under the stock architecture's name, so that other programs load it too."""
-        super().save_pretrained(save_directory, **kwargs)
+        # transformers' "original format" gives the rotary frequencies a name with a literal asterisk.
+        super().save_pretrained(save_directory, **({"save_original_format": False} | kwargs))
         self.config.architectures = [EsmForProteinFolding.__name__]
         self.config.save_pretrained(save_directory)

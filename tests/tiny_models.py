@@ -1,0 +1,57 @@
+"""Folding models so small that a test can afford them, with weights through which everything flows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import EsmConfig
+from transformers.models.esm.configuration_esm import get_default_vocab_list
+
+
+def tiny_config(**changes: Any) -> EsmConfig:
+    """An ESMFold of some ten thousand parameters; `changes` go to the trunk."""
+    trunk = {
+        "num_blocks": 2,
+        "sequence_state_dim": 32,
+        "pairwise_state_dim": 16,
+        "sequence_head_width": 8,
+        "pairwise_head_width": 8,
+        "max_recycles": 3,
+        "chunk_size": None,
+        "structure_module": {
+            "sequence_dim": 24,
+            "pairwise_dim": 12,
+            "resnet_dim": 16,
+            "num_heads_ipa": 4,
+            "num_blocks": 3,
+            "dropout_rate": 0.0,
+        },
+    } | changes
+    return EsmConfig(
+        vocab_size=33,
+        mask_token_id=32,
+        pad_token_id=1,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        position_embedding_type="rotary",
+        emb_layer_norm_before=False,
+        layer_norm_eps=1e-5,
+        token_dropout=True,
+        is_folding_model=True,
+        vocab_list=list(get_default_vocab_list()),
+        esmfold_config={"fp16_esm": False, "lddt_head_hid_dim": 16, "trunk": trunk},
+    )
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> None:
+    """Draw every weight anew: stock initialisation zeroes the ends of all branches, which would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else parameter + 0.1 * noise)
