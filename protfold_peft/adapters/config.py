@@ -87,6 +87,8 @@ class TensorAdapterConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = TensorPeftType.TENSOR_NETWORK
+        # A layout given here was read from a file and is binding; one that is filled in later can be made anew.
+        self.layout_is_stored = self.layout is not None
         if isinstance(self.target_modules, (set, tuple)):
             self.target_modules = sorted(self.target_modules)
         if type(self.r) is not int or self.r < 1:
@@ -121,7 +123,7 @@ class TensorAdapterConfig(PeftConfig):
         """
         try:
             entries = dict((self.layout or {})["sites"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError("the adapter's configuration holds no layout of sites; save it again") from error
         sites = [Site.from_json(path, entry) for path, entry in entries.items()]
         # JSON sorts by path; put them back into the model's order.

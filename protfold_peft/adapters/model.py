@@ -16,8 +16,9 @@ from protfold_peft.adapters.architectures import ARCHITECTURES
 from protfold_peft.adapters.checkpoint import check_factors
 from protfold_peft.adapters.config import TensorAdapterConfig
 from protfold_peft.adapters.layer import PREFIX, TensorLinear
-from protfold_peft.adapters.networks import NETWORKS, TensorNetwork, build_networks
-from protfold_peft.adapters.sites import assign, check_fit, find_maps, innermost, select
+from protfold_peft.adapters.layout import settle_layout
+from protfold_peft.adapters.networks import TensorNetwork, build_networks
+from protfold_peft.adapters.sites import innermost
 from protfold_peft.errors import ConfigError
 
 
@@ -47,10 +48,7 @@ class TensorAdapterModel(BaseTuner):
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
         """Add one adapter. See `BaseTuner.inject_adapter`; the sites never come from `state_dict`."""
-        # One config object may serve several models or adapters, each with a layout of its own, so the model keeps
-        # a copy. It also tells `_prepare_model` which adapter it prepares.
-        config = copy.deepcopy(self.peft_config[adapter_name])
-        self.peft_config[adapter_name] = config
+        config = self._settle_config(model, adapter_name)
         # PEFT sees to it that a new adapter leaves the trainability of the others alone, but looks for their
         # parameters inside the base model, where the factors are not.
         trainability = [(parameter, parameter.requires_grad) for parameter in self.tensor_factors.parameters()]
@@ -63,33 +61,30 @@ class TensorAdapterModel(BaseTuner):
             raise
         finally:
             del self._pending
+        # PEFT shortens long lists of targets.
+        config.target_modules = (config.layout or {})["target_modules"]
         for parameter, requires_grad in trainability:
             parameter.requires_grad_(requires_grad)
 
-    def _prepare_adapter_config(self, peft_config: TensorAdapterConfig, model_config: dict) -> TensorAdapterConfig:
-        if peft_config.target_modules is None:
-            peft_config.target_modules = self.target_module_mapping.get(model_config.get("model_type", ""))
-        return peft_config
+    def _settle_config(self, model: nn.Module, adapter_name: str) -> TensorAdapterConfig:
+        """Give the adapter's config its layout.
+
+        One config object may serve several models or adapters. As long as they have the same layout they share it;
+        one with another layout gets a copy, or saving the first would write the second's.
+        """
+        config: TensorAdapterConfig = self.peft_config[adapter_name]
+        layout = settle_layout(config, model)
+        if config.layout is not None and config.layout != layout:
+            config = copy.copy(config)
+            self.peft_config[adapter_name] = config
+        config.layout = layout
+        config.target_modules = layout["target_modules"]
+        return config
 
     def _prepare_model(self, peft_config: TensorAdapterConfig, model: nn.Module) -> None:
-        """Decide everything before the first module is replaced: the layout, its fit, and the factors."""
+        """Make the factors, before the first module is replaced."""
         adapter_name, low_cpu_mem_usage = self._pending
-        network = NETWORKS[peft_config.network]
-        if peft_config.layout is None:
-            architecture, maps = find_maps(model)
-            if isinstance(peft_config.target_modules, str) and peft_config.target_modules.lower() == "all-linear":
-                # Settled here because PEFT would write every linear layer of the model in its place.
-                peft_config.target_modules = [projection.path for projection in architecture.projections]
-            chosen = select(model, peft_config.target_modules, peft_config.modules_to_save or ())
-            sites = assign(chosen, network.group_of)
-            peft_config.layout = {
-                "architecture": architecture.name,
-                "layers": len({linear.layer for linear in maps}),
-                "sites": {site.path: site.to_json() for site in sites},
-            }
-        else:
-            sites = peft_config.sites
-            check_fit(model, sites, peft_config.layout.get("layers", 0))
+        sites = peft_config.sites
         for site in sites:
             if resolve_quantization_backend(model.get_submodule(site.path), get_apply_tensor_subclass=None) is not None:
                 raise ConfigError(f"'{site.path}' is quantised; tensor adapters do not support that yet")

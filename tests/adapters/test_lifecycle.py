@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import json
 import subprocess
@@ -212,13 +213,31 @@ def test_two_adapters_save_apart_and_load_under_other_names(esm, adapted, tokens
 
 
 def test_one_config_serves_several_models(esm):
+    """With the same layout the models share the object, as PEFT expects; with another, each keeps its own."""
     config = LoRTAConfig(r=2)
     shallow = get_peft_model(esm(num_hidden_layers=2), config)
     deep = get_peft_model(esm(), config)
-    assert config.layout is None
+    assert shallow.peft_config["default"] is config
     assert [len(model.peft_config["default"].sites) for model in (shallow, deep)] == [8, 12]
     deep.add_adapter("reference", deep.peft_config["default"])
-    assert deep.peft_config["reference"] is not deep.peft_config["default"]
+    assert deep.peft_config["reference"] is deep.peft_config["default"]
+
+
+def test_changed_targets_do_not_meet_an_old_layout(esm, adapted, tmp_path):
+    made = adapted(esm(), target_modules=["query"]).peft_config["default"]
+    with pytest.raises(ConfigError, match=r"target_modules=\['key'\].*\['query'\].*layout=None"):
+        get_peft_model(esm(), dataclasses.replace(made, target_modules=["key"]))
+    fresh = get_peft_model(esm(), dataclasses.replace(made, target_modules=["key"], layout=None))
+    assert {site.kind for site in fresh.peft_config["default"].sites} == {"key"}
+
+
+def test_many_targets_are_saved_as_given(esm, adapted, tmp_path):
+    """PEFT shortens lists of twenty and more; the layout was made from the list as given."""
+    names = ["self.query", "self.key", "self.value", "output.dense"]
+    targets = [f"esm.encoder.layer.{layer}.attention.{name}" for layer in range(5) for name in names]
+    model = adapted(esm(num_hidden_layers=6), target_modules=targets)
+    model.save_pretrained(tmp_path)
+    assert load_adapter(esm(num_hidden_layers=6), tmp_path).peft_config["default"].target_modules == targets
 
 
 def test_a_reference_adapter_is_copied_by_name(esm, adapted):
