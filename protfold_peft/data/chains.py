@@ -46,7 +46,7 @@ class TrainingChain:
     @property
     def has_frame(self) -> np.ndarray:
         """`(n,)` bool: N, CA and C are all there."""
-        return self.atom_mask[:, [N, CA, C]].all(axis=1)
+        return np.logical_and.reduce(self.atom_mask[:, [N, CA, C]], axis=1)
 
     def crop(self, start: int, stop: int) -> TrainingChain:
         """Residues `start` to `stop` (exclusive), which keep their `residue_index`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from protfold_peft.data.chains import TrainingChain, training_chain
 from protfold_peft.errors import StructureError
-from protfold_peft.structure.reader import find_structure_files, read_structure
+from protfold_peft.structure import find_structure_files, read_structure
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,146 @@
+"""From a YAML file and `key=value` words to a checked configuration, with errors that point at the place."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from protfold_peft.errors import ConfigError
+from protfold_peft.training.config import FinetuneConfig
+
+Key = tuple[str, ...]
+
+
+def read_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> FinetuneConfig:
+    """Read a configuration; `overrides` are `group.key=value`, with values written as in YAML.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key is unknown, given twice or of the wrong type. The message
+            names the file and line (or the override), the key, and for an unknown one the nearest that there is.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read: {reason}") from error
+    try:
+        data = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a configuration is a list of 'key: value' lines, this is a {type(data).__name__}")
+    places = {key: f"{path}, line {line}" for key, line in _lines(node, path).items()}
+    for override in overrides:
+        key = _apply(override, data)
+        places[key] = f"override '{override}'"
+    return check(data, places, str(path))
+
+
+def check(data: Mapping[str, Any], places: Mapping[Key, str], source: str) -> FinetuneConfig:
+    """Validate `data`; `places` says where a key stands, `source` where all of it came from.
+
+    Raises:
+        ConfigError: As in `read_config`; the first mistake, and how many more there are.
+    """
+    try:
+        return FinetuneConfig.model_validate(data)
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False)
+        first = mistakes[0]
+        key = tuple(str(part) for part in first["loc"])
+        place = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), source)
+        more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+        raise ConfigError(f"{place}: {_describe(key, first)}{more}") from error
+
+
+def _describe(key: Key, mistake: Any) -> str:
+    dotted = ".".join(key)
+    if mistake["type"] == "extra_forbidden":
+        near = nearest_key(dotted)
+        return f"unknown key '{dotted}'; " + (f"did you mean '{near}'?" if near else _siblings(key))
+    if mistake["type"] in {"model_type", "model_attributes_type"}:
+        return f"'{dotted}' is a group of keys, not a value; {_siblings((*key, ''))}"
+    message = mistake["msg"][:1].lower() + mistake["msg"][1:]
+    return f"{dotted}={mistake['input']!r}: {message}"
+
+
+def known_keys(model: type[BaseModel] = FinetuneConfig, prefix: Key = ()) -> list[str]:
+    """All keys, dotted: `out`, `model.name`, ..."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            keys += known_keys(kind, (*prefix, name))
+        else:
+            keys.append(".".join((*prefix, name)))
+    return keys
+
+
+def nearest_key(dotted: str) -> str | None:
+    """The known key most like `dotted`: by its last word wherever that stands, or else by all of it."""
+    keys = known_keys()
+    last = dotted.rpartition(".")[2]
+    by_last = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    for wanted, pool in ((dotted, {key: key for key in keys}), (last, by_last)):
+        found = difflib.get_close_matches(wanted, pool, n=1, cutoff=0.75)
+        if found:
+            return pool[found[0]]
+    return None
+
+
+def _siblings(key: Key) -> str:
+    group = ".".join(key[:-1])
+    inside = [known for known in known_keys() if known.rpartition(".")[0] == group]
+    groups = [] if group else sorted({known.partition(".")[0] for known in known_keys() if "." in known})
+    return f"known: {', '.join(inside + groups)}"
+
+
+def _lines(node: yaml.Node | None, path: str | os.PathLike[str], prefix: Key = ()) -> dict[Key, int]:
+    """Line (from 1) of every key below `node`.
+
+    Raises:
+        ConfigError: A key is given twice, of which YAML would silently take the last.
+    """
+    lines: dict[Key, int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            key = (*prefix, str(key_node.value))
+            line = key_node.start_mark.line + 1
+            if key in lines:
+                raise ConfigError(f"{path}, line {line}: '{'.'.join(key)}' is given twice, first in line {lines[key]}")
+            lines[key] = line
+            lines |= _lines(value_node, path, key)
+    return lines
+
+
+def _apply(override: str, data: dict[str, Any]) -> Key:
+    """Put `a.b=value` into nested `data`; the key it set."""
+    dotted, equals, text = override.partition("=")
+    key = tuple(dotted.strip().split("."))
+    if not equals or not all(key):
+        raise ConfigError(f"override '{override}': write it as group.key=value, e.g. training.steps=200")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{override}': the value is not valid YAML") from error
+    group = data
+    for name in key[:-1]:
+        inner = group.get(name)
+        if inner is None:
+            inner = group[name] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override '{override}': '{name}' is not a group of keys")
+        group = inner
+    group[key[-1]] = value
+    return key

@@ -1,0 +1,91 @@
+"""The output folder: refused, made whole, replaced without touching what is not ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from protfold_peft.errors import ConfigError
+from protfold_peft.training import output
+
+
+def fill(working: Path, text: str) -> None:
+    for name in output.FILES:
+        (working / name).write_text(f"{name} {text}")
+
+
+def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "first"
+    working = output.prepare(out, overwrite=False)
+    assert working == tmp_path / "runs" / "first.partial"
+    assert not out.exists()
+    fill(working, "new")
+    output.publish(working, out)
+    assert sorted(path.name for path in out.iterdir()) == sorted(output.FILES)
+    assert not working.exists()
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"is not empty: name another folder with --out, or .* --overwrite"):
+        output.prepare(tmp_path, overwrite=False)
+    with pytest.raises(ConfigError, match=r"thesis.tex is a file"):
+        output.prepare(tmp_path / "thesis.tex", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_overwriting_replaces_our_files_and_no_others(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    fill(out, "old")
+    (out / "notes.txt").write_text("mine")
+    working = output.prepare(out, overwrite=True)
+    assert (out / output.ADAPTER_CONFIG).read_text().endswith("old")  # untouched until the run is done
+    fill(working, "new")
+    output.publish(working, out)
+    assert {(out / name).read_text().split()[-1] for name in output.FILES} == {"new"}
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_crash_while_replacing_leaves_nothing_that_could_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old weights with a new configuration, or the other way round, would be worse than none."""
+    out = tmp_path / "out"
+    out.mkdir()
+    fill(out, "old")
+    working = output.prepare(out, overwrite=True)
+    fill(working, "new")
+    replace, moved = Path.replace, []
+
+    def fail_on_the_third(self: Path, target: Path) -> Path:
+        if len(moved) == 2:
+            raise OSError("disk full")
+        moved.append(target)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail_on_the_third)
+    with pytest.raises(OSError, match="disk full"):
+        output.publish(working, out)
+    assert not (out / output.ADAPTER_CONFIG).exists()
+
+
+def test_nothing_moves_unless_everything_is_there(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    fill(out, "old")
+    working = output.prepare(out, overwrite=True)
+    fill(working, "new")
+    (working / output.ADAPTER_WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError):
+        output.publish(working, out)
+    assert {(out / name).read_text().split()[-1] for name in output.FILES} == {"old"}
+
+
+def test_leftovers_of_a_stopped_run_are_replaced(tmp_path: Path) -> None:
+    working = output.prepare(tmp_path / "out", overwrite=False)
+    fill(working, "stopped")
+    again = output.prepare(tmp_path / "out", overwrite=False)
+    assert again == working
+    assert list(again.iterdir()) == []
