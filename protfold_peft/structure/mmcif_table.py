@@ -269,8 +269,8 @@ def _read_header(block: gemmi.cif.Block, table: Table) -> None:
             resolution = number_or_none(_plain(value))
             if table.resolution is None and resolution is not None and resolution > 0:
                 table.resolution = resolution
-    dates = _rows(block, "_pdbx_audit_revision_history.", "revision_date") or _rows(
-        block, "_database_PDB_rev.", "date_original"
-    )
+    # The earliest revision is the release; the second category is that of files before 2017.
+    dates = _rows(block, "_pdbx_audit_revision_history.", "revision_date")
+    dates = dates or _rows(block, "_database_PDB_rev.", "date")
     stated = sorted(row[0] for row in dates if re.fullmatch(r"\d{4}-\d\d-\d\d", row[0]))
     table.release_date = stated[0] if stated else None

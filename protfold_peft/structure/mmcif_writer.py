@@ -92,7 +92,10 @@ def write_mmcif(
 
     text = io.StringIO()
     modelcif.dumper.write(text, [system])
-    write_structure_text(path, text.getvalue())
+    # modelcif calls everything computed; where nothing says that this was, the method stays open.
+    method = "_struct.pdbx_structure_determination_methodology"
+    whole = text.getvalue()
+    write_structure_text(path, whole if predicted else whole.replace(f"{method} computational", f"{method} ?", 1))
 
 
 def _checked(

@@ -114,20 +114,21 @@ def _split_by_segid(table: Table, by_chain: dict[str, list[Part]], notes: list[s
     result: dict[str, list[Part]] = {}
     for chain, parts in by_chain.items():
         segids = list(dict.fromkeys(part.group.segid for part in parts))
-        owners: dict[tuple[str, str], str] = {}
         collision = False
-        if len(segids) > 1:
+        if len(segids) > 1 and "" not in segids:
+            owners: dict[tuple[str, str, str], str] = {}
             for part in parts:
-                key = (part.group.number, part.group.icode)
-                owner = owners.setdefault(key, part.group.segid)
-                collision |= owner != part.group.segid and all(not atom.altloc for atom in part.atoms)
+                for atom in part.atoms:
+                    key = (part.group.number, part.group.icode, atom.name)
+                    owner = owners.setdefault(key, part.group.segid)
+                    collision |= owner != part.group.segid and not atom.altloc
         if not collision:
             result[chain] = parts
             continue
         names = {}
         for segid in segids:
-            free = segid and segid not in by_chain and segid not in result
-            names[segid] = segid if free else f"{chain}{segid}" if segid else chain
+            free = segid not in by_chain and segid not in result
+            names[segid] = segid if free else f"{chain}{segid}"
         notes.append(
             f"{chain_label(chain)} holds several chains: segment identifiers (columns 73-76) are taken as chain ids "
             f"({', '.join(repr(name) for name in names.values())})"

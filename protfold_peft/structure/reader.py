@@ -90,8 +90,9 @@ def structure_from_table(table: Table, wanted: list[str] | None = None) -> Struc
         found = list_some([repr(name) for name in names], 20) or "none"
         raise StructureError(f"{table.path}: there is no protein chain {', '.join(missing)}; the file has {found}")
     if not chains:
+        where = f" in model {table.model} of {table.n_models}" if table.n_models > 1 else ""
         reason = f" ({'; '.join(notes)})" if notes else ""
-        raise StructureError(f"{table.path}: there is no protein chain{reason}")
+        raise StructureError(f"{table.path}: there is no protein chain{where}{reason}")
     if table.n_models > 1:
         notes.insert(0, f"model {table.model} of {table.n_models} read")
     return Structure(
@@ -245,11 +246,17 @@ def _full_sequence(
     full = "".join(parent(name, table.parents) or "X" for name in names)
     joined = np.concatenate([[False], _joined(positions, mask)])
     labels = [conformer.group.label_number for conformer in kept]
-    places, wrong = place_in_sequence(sequence, full, numbers, joined, labels)
-    if places is None:
+    placement = place_in_sequence(sequence, full, numbers, joined, labels)
+    if placement is None:
         return None, None, [f"{label}: the full sequence in the file does not fit the residues and is not used"]
-    notes = [f"{label}: {wrong} residues differ from the full sequence in the file"] if wrong else []
-    return full, places, notes
+    notes = []
+    if placement.n_wrong:
+        notes.append(f"{label}: {placement.n_wrong} residues differ from the full sequence in the file")
+    if placement.n_open:
+        notes.append(
+            f"{label}: {placement.n_open} residues fit the full sequence in several places, the first is taken"
+        )
+    return full, placement.places, notes
 
 
 def _joined(positions: np.ndarray, mask: np.ndarray) -> np.ndarray:
