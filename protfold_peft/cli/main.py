@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
+from protfold_peft.cli.common import error_boundary
+from protfold_peft.cli.convert import convert
+from protfold_peft.cli.finetune import finetune
 from protfold_peft.cli.predict import predict
 from protfold_peft.version import __version__
 
@@ -18,7 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(predict)
+for command in (predict, finetune, convert):
+    app.command()(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -37,8 +42,12 @@ def _root(
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    app()
+    """Entry point of the console script; errors that a command lets through end here, as one line."""
+    try:
+        with error_boundary(debug="--debug" in sys.argv):
+            app()
+    except typer.Exit as leaving:
+        sys.exit(leaving.exit_code)
 
 
 if __name__ == "__main__":

@@ -176,4 +176,5 @@ def _unused(name: str, used: set[str]) -> str:
 
 def _where(entry: FastaEntry) -> str:
     name = safe_name(entry.header)
-    return f"{entry.source}: record {entry.position}{f' ({name!r}' if name else ' ('}{', ' if name else ''}line {entry.line})"
+    label = f"'{name}', " if name else ""
+    return f"{entry.source}: record {entry.position} ({label}line {entry.line})"

@@ -11,17 +11,19 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from protfold_peft.files import replacing
 
 # The four bands and colours of the AlphaFold database: lower bound, name, colour.
 PLDDT_BANDS = (
-    (90.0, "very high", "#0053d6"),
-    (70.0, "confident", "#65cbf3"),
-    (50.0, "low", "#ffdb13"),
-    (0.0, "very low", "#ff7d45"),
+    (90.0, "very high (above 90)", "#0053d6"),
+    (70.0, "confident (70 to 90)", "#65cbf3"),
+    (50.0, "low (50 to 70)", "#ffdb13"),
+    (0.0, "very low (below 50)", "#ff7d45"),
 )
 
 _DPI = 110
@@ -34,7 +36,7 @@ def plot_plddt(
     figure, axes = _figure((7.0, 3.2), title, warning)
     upper = 100.0
     for lower, name, color in PLDDT_BANDS:
-        axes.axhspan(lower, upper, color=color, alpha=0.18, linewidth=0, label=f"{name} (above {lower:.0f})")
+        axes.axhspan(lower, upper, color=color, alpha=0.18, linewidth=0, label=name)
         upper = lower
     positions = np.arange(1, len(plddt) + 1)
     axes.plot(positions, plddt, color="#222222", linewidth=1.2, marker="." if len(plddt) < 60 else None)
@@ -42,6 +44,7 @@ def plot_plddt(
         axes.axvline(end + 0.5, color="#222222", linewidth=0.8, linestyle="--")
     axes.set(xlim=(0.5, len(plddt) + 0.5), ylim=(0, 100), xlabel="residue", ylabel="pLDDT")
     axes.legend(loc="lower right", fontsize=6, framealpha=0.7)
+    _whole_numbers(axes.xaxis)
     _save(figure, path)
 
 
@@ -64,6 +67,7 @@ def plot_pae(
         axes.axvline(end + 0.5, color="black", linewidth=0.8)
         axes.axhline(end + 0.5, color="black", linewidth=0.8)
     axes.set(xlabel="scored residue", ylabel="aligned residue")
+    _whole_numbers(axes.xaxis, axes.yaxis)
     figure.colorbar(image, ax=axes, label="expected position error (Å)", shrink=0.85)
     _save(figure, path)
 
@@ -76,6 +80,12 @@ def _figure(size: tuple[float, float], title: str, warning: str) -> tuple[Figure
     if warning:
         figure.suptitle(warning.split(":")[0], color="#b00020", fontsize=9, fontweight="bold")
     return figure, axes
+
+
+def _whole_numbers(*all_axis: Axis) -> None:
+    """Residues are counted: no ticks between them."""
+    for axis in all_axis:
+        axis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
 def _inner_ends(chain_lengths: Sequence[int]) -> list[int]:

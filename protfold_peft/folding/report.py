@@ -62,7 +62,7 @@ def write_report(path: Path, folder: Path, rows: Sequence[Row]) -> None:
         "counts": _counts(rows),
         "warnings": sorted({row.warning for row in rows if row.warning}),
         "notes": notes,
-        "bands": [{"lower": int(lower), "name": name, "color": color} for lower, name, color in PLDDT_BANDS],
+        "bands": [{"name": name, "color": color} for _, name, color in PLDDT_BANDS],
         "rows": [_row_entry(row) for row in rows[:MAX_ROWS]],
         "structures": structures,
         "viewer": bool(script),

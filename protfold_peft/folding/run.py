@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from protfold_peft.errors import ProtfoldError
 from protfold_peft.folding.batches import Batch, plan_batches, select_shard
-from protfold_peft.folding.inputs import InputSet, gather
+from protfold_peft.folding.inputs import InputSet, Rejected, gather
 from protfold_peft.folding.load import LoadedModel, load_model
 from protfold_peft.folding.markers import (
     DONE_SUFFIX,
@@ -59,40 +59,41 @@ def run_prediction(settings: RunSettings) -> RunResult:
     configure_logging(settings.out / f"log{settings.tag}.txt", verbose=settings.verbose)
     LOGGER.info("protfold %s: %s", __version__, settings)
     _tell("note", inputs.notes)
-    if settings.shard:
-        # Every shard reads the complete input; the first one speaks for what is wrong with it.
-        inputs = InputSet(inputs.records, (), inputs.notes, inputs.n_files)
-    _tell("invalid", [each.error for each in inputs.rejected])
+    # Every shard reads the complete input; the first one speaks for what is wrong with it.
+    rejected = () if settings.shard else inputs.rejected
+    _tell("invalid", [each.error for each in rejected])
 
     batches = select_shard(
         plan_batches(inputs.records, settings.max_tokens_per_batch), settings.shard, settings.num_shards
     )
     mine = {record.name for batch in batches for record in batch}
     records = [record for record in inputs.records if record.name in mine]
-    summary, report = f"summary{settings.tag}.csv", f"report{settings.tag}.html"
-    remove_stale_temporaries(settings.out, mine, extra=[summary, report, "summary.csv", "report.html"])
+    # Shards leave the common files alone: another one may be writing them at this moment.
+    common = [] if settings.num_shards > 1 else ["report.html"]
+    remove_stale_temporaries(settings.out, mine, extra=[f"summary{settings.tag}.csv", *common])
 
     folded = failed = skipped = 0
-    try:
-        if records:
-            model = load_model(
-                settings.model,
-                adapter=settings.adapter,
-                device=settings.device,
-                dtype=settings.dtype,
-                chunk_size=settings.chunk_size,
-                cpu_offload=settings.cpu_offload,
-            )
+    if records:
+        model = load_model(
+            settings.model,
+            adapter=settings.adapter,
+            device=settings.device,
+            dtype=settings.dtype,
+            chunk_size=settings.chunk_size,
+            cpu_offload=settings.cpu_offload,
+        )
+        try:
             job = _Job(settings, model)
             pending = {record.name for record in job.unfinished(records)}
             skipped = len(records) - len(pending)
             for succeeded in job.fold([batch for batch in batches if any(r.name in pending for r in batch)], pending):
                 folded += succeeded
                 failed += not succeeded
-    finally:
-        # Also after an interruption: the table then tells what is there.
-        _write_tables(settings, inputs, records, summary, report)
-    return RunResult(folded, skipped, failed, len(inputs.rejected), settings.out)
+        except KeyboardInterrupt:
+            _write_tables(settings, inputs, records, rejected)
+            raise
+    _write_tables(settings, inputs, records, rejected)
+    return RunResult(folded, skipped, failed, len(rejected), settings.out)
 
 
 class _Job:
@@ -179,32 +180,33 @@ class _Job:
 
 
 def _write_tables(
-    settings: RunSettings, inputs: InputSet, records: Sequence[Record], summary: str, report: str
+    settings: RunSettings, inputs: InputSet, records: Sequence[Record], rejected: Sequence[Rejected]
 ) -> None:
     """The shard's table; and the table and report of the whole once every record of the input has an outcome."""
+    folder = settings.out
     try:
         if settings.num_shards == 1:
-            rows = collect_rows(settings.out, records, inputs.rejected)
+            rows = collect_rows(folder, records, rejected)
         else:
-            own = collect_rows(settings.out, records, inputs.rejected, others=False)
-            write_summary(settings.out / summary, own)
-            rows = collect_rows(settings.out, inputs.records, inputs.rejected, others=False)
+            own = collect_rows(folder, records, rejected, others=False)
+            write_summary(folder / f"summary{settings.tag}.csv", own)
+            rows = collect_rows(folder, inputs.records, inputs.rejected, others=False)
             if any(row.status == PENDING for row in rows):
                 return
-        write_summary(settings.out / "summary.csv", rows)
+        write_summary(folder / "summary.csv", rows)
         if settings.report:
-            write_report(settings.out / "report.html", settings.out, rows)
+            write_report(folder / "report.html", folder, rows)
     except OSError as error:
-        raise _cannot_write(settings.out, error) from error
+        raise _cannot_write(folder, error) from error
 
 
 def _prepare_folder(folder: Path) -> None:
     """Make the folder and see that files can be written there, before a model is loaded for nothing."""
-    probe = folder / f".{os.getpid():08x}.probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        # Has no name on most systems, so that a kill at this moment leaves nothing either.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise _cannot_write(folder, error) from error
 

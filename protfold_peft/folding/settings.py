@@ -44,7 +44,7 @@ class RunSettings:
     recycles: int | None = None
     max_tokens_per_batch: int = 1024
     max_length: int | None = None
-    chunk_size: int | None | str = "auto"
+    chunk_size: int | str | None = "auto"
     dtype: str = "auto"
     device: str = "auto"
     formats: tuple[str, ...] = ("pdb",)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protfold_peft.folding.batches import n_tokens, plan_batches, select_shard
+from protfold_peft.folding.batches import MAX_PADDING, MAX_PADDING_SHORT, n_tokens, plan_batches, select_shard
 from protfold_peft.folding.types import Record
 
 lengths = st.lists(st.integers(1, 120), max_size=60)
@@ -22,9 +24,12 @@ def test_every_record_is_in_one_batch_within_the_bound(lengths, max_tokens):
     assert sorted(r.name for batch in batches for r in batch) == sorted(r.name for r in records)
     for batch in batches:
         assert len(batch) == 1 or max(map(len, batch)) * len(batch) <= max_tokens
-    # Another record would not have fitted: the next batch's shortest makes this one too large.
-    for batch, following in zip(batches, batches[1:]):
-        assert (len(batch) + 1) * len(following[0]) > max_tokens
+        assert len(batch[-1]) - len(batch[0]) <= max(MAX_PADDING * len(batch[-1]), MAX_PADDING_SHORT)
+    # Another record would not have fitted: the next batch's shortest makes this one too large, or too uneven.
+    for batch, following in pairwise(batches):
+        length = len(following[0])
+        uneven = length - len(batch[0]) > max(MAX_PADDING * length, MAX_PADDING_SHORT)
+        assert uneven or (len(batch) + 1) * length > max_tokens
 
 
 @given(lengths, st.integers(1, 300), st.randoms())
