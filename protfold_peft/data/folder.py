@@ -13,10 +13,17 @@ from protfold_peft.structure import find_structure_files, read_structure
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file or a chain that is not used, and why, in one line."""
+    """A file or a chain that is not used.
+
+    Attributes:
+        name: Of the file or the chain.
+        reason: Why, in one line that names the file.
+        wanted: It was left out by the limits on length; otherwise the file cannot be read.
+    """
 
     name: str
     reason: str
+    wanted: bool
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ def read_chains(folder: str | os.PathLike[str], *, min_length: int = 1, max_leng
         try:
             structure = read_structure(path)
         except StructureError as error:
-            skipped.append(Skipped(path.name, str(error)))
+            skipped.append(Skipped(path.name, str(error), wanted=False))
             continue
         for chain in structure.chains:
             name = f"{structure.name}_{chain.id}" if len(structure.chains) > 1 else structure.name
@@ -62,7 +69,7 @@ def read_chains(folder: str | os.PathLike[str], *, min_length: int = 1, max_leng
             candidate = training_chain(chain, name)
             reason = _why_not(candidate, min_length, max_length)
             if reason:
-                skipped.append(Skipped(name, f"{path}: {name} {reason}"))
+                skipped.append(Skipped(name, f"{path}: {name} {reason}", wanted=True))
             else:
                 chains.append(candidate)
     if not chains:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
@@ -94,7 +95,7 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False) -> FinetuneResu
     working = output.prepare(out, overwrite=overwrite)
     folder = read_chains(config.data.folder, min_length=config.data.min_length, max_length=config.data.max_length)
     for skipped in folder.skipped:
-        LOGGER.warning("skipped: %s", skipped.reason)
+        LOGGER.log(logging.INFO if skipped.wanted else logging.WARNING, "skipped: %s", skipped.reason)
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -155,18 +156,15 @@ def _with_adapter(loaded: LoadedModel, config: FinetuneConfig) -> nn.Module:
         target_modules=list(settings.target_modules),
         dropout=settings.dropout,
     )
-    try:
-        with warnings.catch_warnings():
-            # PEFT asks transformers under a name that is on its way out.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            model = peft.get_peft_model(loaded.network, adapter)
-    except ValueError as error:
-        # PEFT's own words for target modules that are not there, or are no linear maps.
-        raise ConfigError(
-            f"adapter.target_modules={settings.target_modules}: {' '.join(str(error).split())}"
-        ) from error
+    with warnings.catch_warnings():
+        # PEFT asks transformers under a name that is on its way out.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        model = peft.get_peft_model(loaded.network, adapter)
     if config.model.gradient_checkpointing:
-        loaded.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Named anew in transformers 5.23. Not re-entrant: the other kind needs inputs that ask for gradients.
+        base = loaded.base
+        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     model.peft_config["default"].base_model_name_or_path = config.model.name or MINI_NAME
     return model
 

@@ -51,6 +51,7 @@ def test_bad_files_are_reported_and_the_rest_is_used(tmp_path: Path) -> None:
     assert [chain.name for chain in folder.chains] == ["a_one", "b_two_A", "b_two_B"]
     assert [len(chain) for chain in folder.chains] == [15, 12, 12]
     assert folder.chains[0].sequence == "AGAGAGAGAGAGAGA"
+    assert [skipped.name for skipped in folder.skipped if not skipped.wanted] == ["c_broken.pdb"]
     reasons = {skipped.name: skipped.reason for skipped in folder.skipped}
     assert set(reasons) == {"c_broken.pdb", "d_short", "e_long"}
     assert "c_broken.pdb" in reasons["c_broken.pdb"]
