@@ -3,7 +3,7 @@
 from protfold_peft.adapters.checks import DeadAdapterError, DeadSite, GradientCheck, check_gradients
 from protfold_peft.adapters.config import LoRTAConfig, TensorAdapterConfig, TensorPeftType
 from protfold_peft.adapters.describe import AdapterDescription, GroupDescription, describe_adapters
-from protfold_peft.adapters.layer import TensorLinear
+from protfold_peft.adapters.layer import BrokenAdapterError, TensorLinear, is_trained
 from protfold_peft.adapters.loading import load_adapter
 from protfold_peft.adapters.model import TensorAdapterModel
 from protfold_peft.adapters.register import register
@@ -11,6 +11,7 @@ from protfold_peft.adapters.sites import HeadSplit, Site
 
 __all__ = [
     "AdapterDescription",
+    "BrokenAdapterError",
     "DeadAdapterError",
     "DeadSite",
     "GradientCheck",
@@ -24,6 +25,7 @@ __all__ = [
     "TensorPeftType",
     "check_gradients",
     "describe_adapters",
+    "is_trained",
     "load_adapter",
     "register",
 ]

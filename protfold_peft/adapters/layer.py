@@ -23,6 +23,10 @@ from protfold_peft.errors import NonFiniteError
 PREFIX = "tensor_factors"
 
 
+class BrokenAdapterError(NonFiniteError, ValueError):
+    """An adapter whose update holds NaN or infinity; a ValueError too, as PEFT's callers expect of a safe merge."""
+
+
 class TensorLinear(nn.Module, BaseTunerLayer):
     """`y = base(x) + sum over active adapters of x dW^T`, with the factors of each `dW` owned by the tuner."""
 
@@ -87,15 +91,15 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         """Add the updates of the named adapters (default: the active ones) into the base weight.
 
         Raises:
-            NonFiniteError: With `safe_merge`, the merged weight would hold NaN or infinity; nothing is changed.
+            BrokenAdapterError: With `safe_merge`, the merged weight would hold NaN or infinity; it is not changed.
         """
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.tensor_factors:
                 merged = self._base_plus(name, 1)
                 if safe_merge and not torch.isfinite(merged).all():
-                    raise NonFiniteError(
-                        f"merging adapter '{name}' into '{self.tensor_sites[name].path}' gives NaN or infinity; "
-                        "the adapter is broken, and the model is unchanged"
+                    raise BrokenAdapterError(
+                        f"NaNs detected in the merged weights. The adapter {name} seems to be broken: its update of "
+                        f"'{self.tensor_sites[name].path}' is not finite, and was not merged"
                     )
                 self.set_base_weight(merged)
                 self.merged_adapters.append(name)
@@ -130,3 +134,21 @@ class TensorLinear(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "tensor." + super().__repr__()
+
+
+def is_trained(module: nn.Module) -> bool:
+    """Whether a backward pass has anything to reach inside `module`: a parameter, or an adapter's factor used there.
+
+    Ask this before running a part of a model under `no_grad`. Factors belong to the tuner, so `module.parameters()`
+    does not list those that the adapted layers inside it use.
+    """
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        return True
+    return any(
+        factor.requires_grad
+        for layer in module.modules()
+        if isinstance(layer, TensorLinear) and not layer.disable_adapters
+        for name in layer.active_adapters
+        if name in layer.tensor_factors
+        for factor in layer.network(name).parameters()
+    )

@@ -103,6 +103,8 @@ class TensorAdapterModel(BaseTuner):
         parts = {PREFIX} | {
             part for module in networks.values() for key in module.state_dict() for part in key.split(".")
         }
+        if "." in adapter_name:
+            raise ConfigError(f"'{adapter_name}' cannot be the name of an adapter: it has a dot; choose another")
         if clash := sorted(adapters & parts):
             raise ConfigError(f"'{clash[0]}' cannot be the name of an adapter: it names a part of one; choose another")
 

@@ -12,11 +12,26 @@ import warnings
 
 import pytest
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file
 
-from protfold_peft.adapters import LoRTAConfig, TensorAdapterConfig, TensorLinear, TensorPeftType, load_adapter
-from protfold_peft.errors import ConfigError, NonFiniteError
+from protfold_peft.adapters import (
+    BrokenAdapterError,
+    LoRTAConfig,
+    TensorAdapterConfig,
+    TensorLinear,
+    TensorPeftType,
+    is_trained,
+    load_adapter,
+)
+from protfold_peft.errors import ConfigError
 
 FACTORS = ["A", "B", "Ch", "Cl", "Cm"]
 
@@ -133,6 +148,24 @@ def test_training_reaches_only_the_factors_and_resumes(esm, tokens, tmp_path):
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
+def test_a_checkpoint_loads_into_the_adapter_that_is_there(esm, adapted, tokens, tmp_path):
+    """The way transformers' Trainer resumes."""
+    model, other = adapted(esm()), adapted(esm(), seed=99)
+    model.save_pretrained(tmp_path)
+    other.load_adapter(str(tmp_path), "default", is_trainable=True)
+    assert torch.equal(logits(other, tokens), logits(model, tokens))
+    assert all(parameter.requires_grad for parameter in other.base_model.tensor_factors.parameters())
+
+
+def test_roads_that_peft_closes_to_shared_factors_fail_clearly(esm):
+    with pytest.raises(ValueError, match="shared state"):
+        inject_adapter_in_model(LoRTAConfig(), esm())
+    with pytest.raises(ValueError, match="shared state"):
+        esm().add_adapter(LoRTAConfig())
+    with pytest.raises(ValueError, match="TENSOR_NETWORK"):
+        get_peft_model(esm(), LoRTAConfig(), mixed=True)
+
+
 def test_disabling_gives_the_base_model(esm, adapted, tokens):
     model = adapted(esm())
     changed, plain = logits(model, tokens), logits(esm(), tokens)
@@ -192,7 +225,7 @@ def test_a_failed_addition_leaves_the_model_as_it_was(esm, adapted, tokens):
     assert torch.equal(logits(model, tokens), before)
 
 
-@pytest.mark.parametrize("name", ["A", "Cl", "attention", "tensor_factors"])
+@pytest.mark.parametrize("name", ["A", "Cl", "attention", "tensor_factors", "v1.0"])
 def test_names_that_peft_would_confuse_are_refused(esm, name):
     """With adapters 'x' and 'A', PEFT would leave every factor A out of the file of 'x'."""
     with pytest.raises(ConfigError, match="cannot be the name"):
@@ -284,7 +317,7 @@ def test_safe_merge_refuses_a_broken_adapter(esm, adapted, tokens):
     with torch.no_grad():
         model.base_model.networks("default")["attention"].B[0, 0] = torch.nan
     weight = model.get_base_model().esm.encoder.layer[0].attention.self.query.weight.clone()
-    with pytest.raises(NonFiniteError, match=r"layer\.0\.attention\.self\.query"):
+    with pytest.raises(BrokenAdapterError, match=r"layer\.0\.attention\.self\.query"):
         model.merge_adapter(safe_merge=True)
     assert torch.equal(model.get_base_model().esm.encoder.layer[0].attention.self.query.weight, weight)
 
@@ -352,6 +385,20 @@ def test_importing_the_package_registers_with_peft(esm, adapted, tmp_path):
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "LoRTAConfig"
+
+
+def test_is_trained_sees_the_factors_that_a_part_of_the_model_uses(esm, adapted, tmp_path):
+    model = adapted(esm(), target_modules=["query"])
+    encoder, head = model.get_base_model().esm, model.get_base_model().lm_head
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert is_trained(encoder)
+    assert not is_trained(head)
+    with model.disable_adapter():
+        assert not is_trained(encoder)
+    head.dense.weight.requires_grad_(True)
+    assert is_trained(head)
+    model.save_pretrained(tmp_path)
+    assert not is_trained(load_adapter(esm(), tmp_path))
 
 
 def test_status_names_the_method(esm, adapted):

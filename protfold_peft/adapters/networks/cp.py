@@ -116,8 +116,9 @@ class CPNetwork(TensorNetwork):
           The first update then shrinks steeply as the rank grows, so the learning rate must grow with it.
         - `orthogonal`: every factor has orthonormal columns (rows, where r exceeds its length).
         - `rank_stable`: `A` has orthogonal columns and each `C` random signs. One Adam step of size t moves every
-          entry of `B` by t, so `||dW||^2 = (s t a)^2 d r`, with `a` the norm of a column of `A`; `a = alpha / (s
-          sqrt(r))` makes `||dW|| = alpha t sqrt(d)` for every rank up to d.
+          entry of `B` by t, so `||dW||^2 = (s t a)^2 r w`, with `a` the norm of a column of `A` and `w` the length of
+          the axis that `B` spans (h j, or d_out); `a = alpha / (s sqrt(r))` makes `||dW|| = alpha t sqrt(w)` for
+          every rank up to d.
         """
         mode_factors = [self.Cl, self.Cm, *(getattr(self, name) for name in self.head_factors.values())]
         if init == "authors":
