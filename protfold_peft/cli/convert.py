@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from protfold_peft.cli.common import DebugOption, error_boundary
+
 
 def convert(
     checkpoint: Annotated[
@@ -16,13 +18,15 @@ def convert(
     esm2: Annotated[
         Path | None, typer.Option(help="The ESM-2 .pt of an ESMFold: published ESMFold files do not carry theirs.")
     ] = None,
+    debug: DebugOption = False,
 ) -> None:
     """Convert a fair-esm checkpoint into a folder for --model.
 
     Nothing in the file is executed. The language model's rotary frequencies are copied as they were rounded in
     training, so that outputs agree with fair-esm's.
     """
-    from protfold_peft.folding.convert import convert_checkpoint
+    with error_boundary(debug=debug):
+        from protfold_peft.folding.convert import convert_checkpoint
 
-    for line in convert_checkpoint(checkpoint, out, esm2=esm2):
-        typer.echo(line)
+        for line in convert_checkpoint(checkpoint, out, esm2=esm2):
+            typer.echo(line)

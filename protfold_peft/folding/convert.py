@@ -175,7 +175,9 @@ def _esm2(language: FairEsmCheckpoint, notes: list[str]) -> tuple[dict[str, Any]
         raise CheckpointError(f"{language.path} is no ESM-2: it has no embed_tokens.weight or no rotary frequencies")
     first = frequencies[min(frequencies)]
     if any(not torch.equal(first, other) for other in frequencies.values()):
-        raise CheckpointError(f"{language.path}: rotary frequencies differ between layers, which transformers cannot hold")
+        raise CheckpointError(
+            f"{language.path}: rotary frequencies differ between layers, which transformers cannot hold"
+        )
     renamed["rotary_embeddings.inv_freq"] = first.float()
     vocabulary, width = renamed["embeddings.word_embeddings.weight"].shape
     n_layers = len(frequencies)
@@ -184,7 +186,9 @@ def _esm2(language: FairEsmCheckpoint, notes: list[str]) -> tuple[dict[str, Any]
     if stated != n_heads:
         raise CheckpointError(f"{language.path}: its configuration says {stated} heads, its rotary table {n_heads}")
     if "contact_head.regression.weight" not in renamed:
-        notes.append("no contact-regression file beside the ESM-2: its contact head is all zeros (folding has no use for it)")
+        notes.append(
+            "no contact-regression file beside the ESM-2: its contact head is all zeros (folding has no use for it)"
+        )
         renamed["contact_head.regression.weight"] = torch.zeros(1, n_layers * n_heads)
         renamed["contact_head.regression.bias"] = torch.zeros(1)
     inner = renamed.get("encoder.layer.0.intermediate.dense.weight", torch.empty(4 * width, 0)).shape[0]
@@ -253,9 +257,7 @@ def _folding(
 def _trunk_sizes(trunk: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {name: trunk[name] for name in _TRUNK_NAMES if name in trunk}
     module = trunk.get("structure_module") or {}
-    sizes["structure_module"] = {
-        new: module[old] for old, new in _STRUCTURE_MODULE_NAMES.items() if old in module
-    }
+    sizes["structure_module"] = {new: module[old] for old, new in _STRUCTURE_MODULE_NAMES.items() if old in module}
     return sizes
 
 

@@ -54,16 +54,16 @@ def encode_sequence(sequence: str) -> EncodedSequence:
         if letter not in RESIDUE_LETTERS + UNKNOWN_LETTERS + ":":
             raise SequenceError(f"letter '{letter}' at position {place} is not an amino acid code")
     letters = LINKER.join(chains)
-    chain_index = []
+    members: list[int] = []
     for i, chain in enumerate(chains):
-        chain_index += ([-1] * len(LINKER) if i else []) + [i] * len(chain)
-    chain = torch.tensor(chain_index)
+        members += ([-1] * len(LINKER) if i else []) + [i] * len(chain)
+    chain_index = torch.tensor(members)
     # A linker is numbered on from the chain before it, so the jump comes where the next chain starts.
-    chain_or_before = torch.cummax(chain, dim=0).values
+    chain_or_before = torch.cummax(chain_index, dim=0).values
     return EncodedSequence(
         aatype=torch.tensor([RESIDUE_LETTERS.find(letter) % 21 for letter in letters]),
         residue_index=torch.arange(len(letters)) + CHAIN_OFFSET * chain_or_before,
-        chain_index=chain,
+        chain_index=chain_index,
     )
 
 

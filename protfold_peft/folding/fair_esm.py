@@ -8,7 +8,7 @@ inert stand-ins that only remember what they were given.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,9 @@ def _load(path: Path) -> Any:
         refused = [name for name in unknown if not _KNOWN_GLOBALS.fullmatch(name)]
         if refused:
             raise CheckpointError(f"{path} names the class {refused[0]}, which fair-esm files do not: it is not loaded")
-        stand_ins = [(type(name.rpartition(".")[2], (_Inert,), {}), name) for name in unknown]
+        stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+            (type(name.rpartition(".")[2], (_Inert,), {}), name) for name in unknown
+        ]
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except CheckpointError:

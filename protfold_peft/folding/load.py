@@ -15,6 +15,8 @@ from protfold_peft.folding.mini import MINI_NAME, MINI_SEED, build_mini
 from protfold_peft.folding.model import EsmFold
 from protfold_peft.runtime import DTYPES, resolve_device
 
+_ALL_ROWS = 2**31
+
 # Parts of ESM-2 that folding never runs; checkpoints may lack them.
 _UNUSED_PARTS = ("esm.contact_head.", "esm.embeddings.position_ids", "esm.embeddings.position_embeddings.")
 
@@ -49,11 +51,6 @@ class LoadedModel:
         """Passes after the first that the weights were trained with."""
         return self.base.default_recycles
 
-    @property
-    def max_recycles(self) -> int:
-        """Same as `default_recycles`."""
-        return self.base.default_recycles
-
     def set_chunk_size(self, chunk_size: int | None) -> None:
         """Rows of the pair state worked on at once; None chooses from the length."""
         self.base.set_chunk_size(chunk_size)
@@ -71,10 +68,27 @@ def parse_precision(dtype: str, device: torch.device) -> tuple[torch.dtype, torc
         dtype = "fp16/fp32" if device.type == "cuda" else "fp32"
     names = dtype.split("/")
     if not 1 <= len(names) <= 2 or any(name not in DTYPES for name in names):
-        raise ConfigError(f"unknown dtype '{dtype}': use auto, fp32, bf16, or two as LANGUAGE_MODEL/TRUNK, e.g. bf16/fp32")
+        raise ConfigError(
+            f"unknown dtype '{dtype}': use auto, fp32, bf16, or two as LANGUAGE_MODEL/TRUNK, e.g. bf16/fp32"
+        )
     if names[-1] == "fp16":
         raise ConfigError(f"dtype '{dtype}': the folding trunk overflows to NaN in fp16; use bf16, fp32 or fp16/fp32")
     return DTYPES[names[0]], DTYPES[names[-1]], f"{names[0]}/{names[-1]}"
+
+
+def parse_chunk_size(chunk_size: int | str | None) -> int | None:
+    """Turn `auto` into None (chosen from the length), and None or `none` into more rows than any protein has.
+
+    Raises:
+        ConfigError: Neither of these nor a positive number.
+    """
+    if chunk_size == "auto":
+        return None
+    if chunk_size is None or chunk_size == "none":
+        return _ALL_ROWS
+    if not str(chunk_size).isdecimal() or int(chunk_size) < 1:
+        raise ConfigError(f"chunk size '{chunk_size}' is not auto, none or a positive number")
+    return int(chunk_size)
 
 
 def load_model(
@@ -111,7 +125,7 @@ def load_model(
     else:
         network, name = _from_pretrained(str(model), language_model), str(model)
     network.set_precision(language_model=language_model, trunk=trunk)
-    network.set_chunk_size(None if chunk_size == "auto" else (chunk_size or 2**31))
+    network.set_chunk_size(parse_chunk_size(chunk_size))
     adapter_hash = None
     if adapter is not None:
         network, adapter_hash = _with_adapter(network, Path(adapter))

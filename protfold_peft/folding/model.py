@@ -22,7 +22,7 @@ from transformers.models.esm.openfold_utils import make_atom14_masks
 from protfold_peft.errors import ConfigError
 from protfold_peft.folding import confidence
 from protfold_peft.folding.language_model import weighted_hidden_states
-from protfold_peft.folding.trunk import GLYCINE, UNKNOWN, FoldingTrunk
+from protfold_peft.folding.trunk import GLYCINE, UNKNOWN, FoldingTrunk, without_blocks
 
 # What a masked-LM loss skips: cross-entropy's own default.
 IGNORE_INDEX = -100
@@ -69,7 +69,8 @@ class EsmFold(EsmForProteinFolding):
     ]
 
     def __init__(self, config: Any) -> None:
-        super().__init__(config)
+        with without_blocks(config.esmfold_config.trunk):
+            super().__init__(config)
         # Stock code halves the language model here whatever was asked for; precision is set in one place instead.
         if config.esmfold_config.fp16_esm:
             self.esm.to(self.esm_s_combine.dtype)
@@ -145,7 +146,9 @@ class EsmFold(EsmForProteinFolding):
         aatype = input_ids
         mask = torch.ones_like(aatype) if attention_mask is None else attention_mask.long()
         if (mask[:, 1:] > mask[:, :-1]).any():
-            raise ValueError("attention_mask has a hole: pad on the right only, and mask unresolved residues in the loss")
+            raise ValueError(
+                "attention_mask has a hole: pad on the right only, and mask unresolved residues in the loss"
+            )
         if position_ids is None:
             position_ids = torch.arange(aatype.shape[1], device=aatype.device).expand_as(aatype)
         recycles = self.default_recycles if recycles is None else recycles

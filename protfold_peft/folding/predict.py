@@ -22,8 +22,7 @@ from protfold_peft.version import __version__
 _RESIDUE_NAMES = dict(
     zip(
         "ARNDCQEGHILKMFPSTWYVXBUOZ",
-        "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL "
-        "UNK ASX SEC PYL GLX".split(),
+        "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL UNK ASX SEC PYL GLX".split(),
     )
 )
 _CHAIN_LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits

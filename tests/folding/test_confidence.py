@@ -66,7 +66,9 @@ def test_interface_ptm_by_definition() -> None:
         for i in range(22):
             if rows is not None and chains[i] != rows:
                 continue
-            partners = [j for j in range(22) if (chains[j] == columns if columns is not None else chains[j] != chains[i])]
+            partners = [
+                j for j in range(22) if (chains[j] == columns if columns is not None else chains[j] != chains[i])
+            ]
             means.append(float(np.mean([term(i, j, length) for j in partners])))
         return max(means)
 

@@ -29,7 +29,13 @@ def test_chains_are_joined_as_meta_joins_them() -> None:
 
 @pytest.mark.parametrize(
     ("sequence", "problem"),
-    [("", "empty"), ("MK::A", "chain is empty"), (":MK", "chain is empty"), ("MK1A", "'1' at position 3"), ("mk", "'m'")],
+    [
+        ("", "empty"),
+        ("MK::A", "chain is empty"),
+        (":MK", "chain is empty"),
+        ("MK1A", "'1' at position 3"),
+        ("mk", "'m'"),
+    ],
 )
 def test_what_is_no_sequence_is_refused(sequence, problem) -> None:
     with pytest.raises(SequenceError, match=problem):
