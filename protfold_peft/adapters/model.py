@@ -18,7 +18,7 @@ from protfold_peft.adapters.config import TensorAdapterConfig
 from protfold_peft.adapters.layer import PREFIX, TensorLinear
 from protfold_peft.adapters.layout import settle_layout
 from protfold_peft.adapters.networks import TensorNetwork, build_networks
-from protfold_peft.adapters.sites import innermost
+from protfold_peft.adapters.sites import Site, innermost
 from protfold_peft.errors import ConfigError
 
 
@@ -86,7 +86,7 @@ class TensorAdapterModel(BaseTuner):
         adapter_name, low_cpu_mem_usage = self._pending
         sites = peft_config.sites
         for site in sites:
-            if resolve_quantization_backend(model.get_submodule(site.path), get_apply_tensor_subclass=None) is not None:
+            if resolve_quantization_backend(_linear(model, site), get_apply_tensor_subclass=None) is not None:
                 raise ConfigError(f"'{site.path}' is quantised; tensor adapters do not support that yet")
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
             factors = build_networks(peft_config.network, sites, peft_config.network_options())
@@ -114,7 +114,7 @@ class TensorAdapterModel(BaseTuner):
 
         PEFT raises half precision to fp32 afterwards, unless it was told not to.
         """
-        base = cast(nn.Linear, innermost(model.get_submodule(group.sites[0].path)))
+        base = _linear(model, group.sites[0])
         if not any(parameter.is_meta for parameter in group.parameters()):
             group.reset_parameters(config.init, zero_start=config.init_weights)
         if base.weight.is_floating_point():
@@ -175,3 +175,8 @@ class TensorAdapterModel(BaseTuner):
     ) -> dict[str, Tensor]:
         check_factors({name: tuple(tensor.shape) for name, tensor in state_dict.items()}, config)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+
+
+def _linear(model: nn.Module, site: Site) -> nn.Linear:
+    """The linear layer of a site, under the adapters that it may have."""
+    return cast(nn.Linear, innermost(model.get_submodule(site.path)))
