@@ -64,11 +64,19 @@ def _atom_block(path: Path, text: str) -> tuple[gemmi.cif.Block, list[str]]:
         found = re.match(r"string:(\d+):\d+(?:\(\d+\))?:\s*(.*)", message)
         where = f"line {found.group(1)}: {found.group(2)}" if found else message
         raise StructureError(f"{path}: this is not whole, valid mmCIF ({where}); download or write it again") from None
-    blocks = [block for block in document if len(block.find_mmcif_category("_atom_site.")) > 0]
+    blocks = [block for block in document if len(_category(path, block, "_atom_site.")) > 0]
     if not blocks:
         raise StructureError(f"{path}: there is no atom_site category: the file has no coordinates")
     notes = [f"{len(blocks)} data blocks have atoms: the first, {blocks[0].name}, is read"] if len(blocks) > 1 else []
     return blocks[0], notes
+
+
+def _category(path: Path, block: gemmi.cif.Block, name: str) -> gemmi.cif.Table:
+    """A category as a table, empty where it is absent."""
+    try:
+        return block.find_mmcif_category(name)
+    except RuntimeError as error:
+        raise StructureError(f"{path}: this is not valid mmCIF ({error}); download or write it again") from None
 
 
 def _plain(value: str) -> str:
@@ -83,7 +91,7 @@ class _Sites:
 
     def __init__(self, path: Path, block: gemmi.cif.Block) -> None:
         self.path = path
-        category = block.find_mmcif_category("_atom_site.")
+        category = _category(path, block, "_atom_site.")
         loop = category.loop
         self._columns: dict[str, list[str]] = {}
         tags = [tag.split(".", 1)[1].lower() for tag in category.tags]
@@ -210,9 +218,9 @@ class _Sites:
         return self.column("label_entity_id")
 
 
-def _rows(block: gemmi.cif.Block, category: str, *tags: str) -> list[list[str]]:
+def _rows(path: Path, block: gemmi.cif.Block, category: str, *tags: str) -> list[list[str]]:
     """Rows of a category, plain; tags that are not there give empty strings."""
-    table = block.find_mmcif_category(category)
+    table = _category(path, block, category)
     places = {tag.split(".", 1)[1].lower(): place for place, tag in enumerate(table.tags)}
     wanted = [places.get(tag.lower()) for tag in tags]
     return [["" if place is None else _plain(row[place]) for place in wanted] for row in table]
@@ -220,15 +228,15 @@ def _rows(block: gemmi.cif.Block, category: str, *tags: str) -> list[list[str]]:
 
 def _read_entities(block: gemmi.cif.Block, table: Table, sites: _Sites) -> None:
     """Which groups belong to a polypeptide, and the full sequence of each chain."""
-    poly = _rows(block, "_entity_poly.", "entity_id", "type", "pdbx_seq_one_letter_code_can")
-    kinds = {entity: kind.lower() for entity, kind in _rows(block, "_entity.", "id", "type")}
+    poly = _rows(table.path, block, "_entity_poly.", "entity_id", "type", "pdbx_seq_one_letter_code_can")
+    kinds = {entity: kind.lower() for entity, kind in _rows(table.path, block, "_entity.", "id", "type")}
     peptides = {row[0] for row in poly if "peptide" in row[1].lower() and "nucleic" not in row[1].lower()}
     # A polymer of unstated type is judged by its residues; only a stated type decides.
     undecided = {row[0] for row in poly if not row[1]}
 
     # Residues of each entity, one per place: the first where a place is heterogeneous.
     sequences: dict[str, dict[int, str]] = {}
-    for entity, number, name in _rows(block, "_entity_poly_seq.", "entity_id", "num", "mon_id"):
+    for entity, number, name in _rows(table.path, block, "_entity_poly_seq.", "entity_id", "num", "mon_id"):
         if number.isdigit():
             sequences.setdefault(entity, {}).setdefault(int(number), name.upper())
     full = {entity: [names[i] for i in sorted(names)] for entity, names in sequences.items()}
@@ -247,10 +255,10 @@ def _read_entities(block: gemmi.cif.Block, table: Table, sites: _Sites) -> None:
             table.seqres.setdefault(group.chain, full[entity])
 
     # What modified residues derive from: the file's own components, else the canonical sequence.
-    for name, parent in _rows(block, "_chem_comp.", "id", "mon_nstd_parent_comp_id"):
+    for name, parent in _rows(table.path, block, "_chem_comp.", "id", "mon_nstd_parent_comp_id"):
         if parent:
             table.parents[name.upper()] = parent.upper()
-    for name, parent in _rows(block, "_pdbx_struct_mod_residue.", "label_comp_id", "parent_comp_id"):
+    for name, parent in _rows(table.path, block, "_pdbx_struct_mod_residue.", "label_comp_id", "parent_comp_id"):
         if parent:
             table.parents.setdefault(name.upper(), parent.upper())
     for entity, _, letters in poly:
@@ -270,7 +278,7 @@ def _read_header(block: gemmi.cif.Block, table: Table) -> None:
             if table.resolution is None and resolution is not None and resolution > 0:
                 table.resolution = resolution
     # The earliest revision is the release; the second category is that of files before 2017.
-    dates = _rows(block, "_pdbx_audit_revision_history.", "revision_date")
-    dates = dates or _rows(block, "_database_PDB_rev.", "date")
+    dates = _rows(table.path, block, "_pdbx_audit_revision_history.", "revision_date")
+    dates = dates or _rows(table.path, block, "_database_PDB_rev.", "date")
     stated = sorted(row[0] for row in dates if re.fullmatch(r"\d{4}-\d\d-\d\d", row[0]))
     table.release_date = stated[0] if stated else None

@@ -42,8 +42,10 @@ def protein_parts(table: Table, chains: Sequence[str] | None) -> tuple[dict[str,
     by_chain: dict[str, list[Part]] = {}
     left_out: dict[str, Counter[str]] = {}
     hydrogens = 0
+    # A chain asked for may be known by its segment identifier only, which takes the whole chain id to find out.
+    read = None if chains is None else {group.chain for group in table.groups if group.segid in chains} | set(chains)
     for group in table.groups:
-        if chains is not None and group.chain not in chains and not _may_be_renamed(group, chains):
+        if read is not None and group.chain not in read:
             continue
         part = _part(table, group)
         if part is None:
@@ -71,16 +73,17 @@ def protein_parts(table: Table, chains: Sequence[str] | None) -> tuple[dict[str,
     return result, notes
 
 
-def _may_be_renamed(group: Group, chains: Sequence[str]) -> bool:
-    return bool(group.segid) and group.segid in chains
-
-
 def _part(table: Table, group: Group) -> Part | None:
     """The group as an amino acid, None where it is something else."""
     if group.in_polymer is False:
         return None
     letter = parent(group.name, table.parents)
-    if letter is None and other_kind(group.name) != "unknown" and not group.in_polymer:
+    kind = other_kind(group.name) if letter is None else ""
+    if kind in ("nucleic acid", "water", "ligand") and not group.in_polymer:
+        if kind == "ligand" and not group.hetero:
+            # An ATOM record of a ligand may be a line whose columns have slipped (ALA read as AL): then its
+            # coordinates cannot be read either, which raises.
+            table.read_atoms(group)
         return None
     atoms = table.read_atoms(group)
     names = {atom.name for atom in atoms}
