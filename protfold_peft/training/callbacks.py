@@ -46,7 +46,7 @@ class ProgressCallback(TrainerCallback):
 
 
 class CsvLogCallback(TrainerCallback):
-    """One row per logged step, written through at once so that a run can be watched.
+    """One row per logged step and one for the last, written through at once so that a run can be watched.
 
     The loss is the mean since the last row; the terms, unweighted, are those of the step itself.
 
@@ -67,6 +67,11 @@ class CsvLogCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._start = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # The last step is logged whether or not it is a multiple of `log_every`.
+        if state.global_step == state.max_steps:
+            control.should_log = True
 
     def on_log(
         self,

@@ -92,17 +92,19 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False) -> FinetuneResu
         raise ConfigError("no output folder: give --out, or the key 'out' in the configuration")
     device = _device(config.model.device)
     out = Path(config.out)
-    working = output.prepare(out, overwrite=overwrite)
+    output.check_free(out, overwrite=overwrite)
+    precision = _precision(config.model.dtype, device)
     folder = read_chains(config.data.folder, min_length=config.data.min_length, max_length=config.data.max_length)
     for skipped in folder.skipped:
         LOGGER.log(logging.INFO if skipped.wanted else logging.WARNING, "skipped: %s", skipped.reason)
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    loaded = load_model(config.model.name, device=config.model.device, dtype=_precision(config.model.dtype, device))
+    loaded = load_model(config.model.name, device=config.model.device, dtype=precision)
     recycles = config.model.recycles
     before = _evaluate(loaded.network, folder.chains, recycles, "evaluating the base")
     model = _with_adapter(loaded, config)
+    working = output.make_working_folder(out)
     final_loss = _train(model, folder, config, device, working)
     after = _evaluate(model, folder.chains, recycles, "evaluating the adapter")
 
@@ -139,9 +141,11 @@ def _device(name: str) -> torch.device:
 
 
 def _precision(dtype: str, device: torch.device) -> str:
-    """Prediction's `auto` has the language model in fp16 on a GPU, which cannot be trained."""
+    """What `auto` means here: prediction has the language model in fp16 on a GPU, which cannot be trained."""
     if dtype == "auto":
         return "bf16/fp32" if device.type == "cuda" else "fp32"
+    if "fp16" in dtype.split("/"):
+        raise ConfigError(f"model.dtype={dtype}: fp16 gradients overflow; use bf16 or fp32")
     return dtype
 
 

@@ -31,13 +31,11 @@ def working_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def prepare(out: Path, *, overwrite: bool) -> Path:
-    """Check that results may go to `out`, and make the working folder, empty.
-
-    A working folder that is there already was left by a run that did not finish; it is replaced.
+def check_free(out: Path, *, overwrite: bool) -> None:
+    """Check that results may go to `out`; to be called before anything is computed.
 
     Raises:
-        ConfigError: `out` has something in it and `overwrite` is not set, or it is a file, or cannot be made.
+        ConfigError: `out` has something in it and `overwrite` is not set, or it is a file.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: name a folder for the results with --out")
@@ -45,12 +43,19 @@ def prepare(out: Path, *, overwrite: bool) -> Path:
         raise ConfigError(
             f"{out} is not empty: name another folder with --out, or replace its results with --overwrite"
         )
+
+
+def make_working_folder(out: Path) -> Path:
+    """The working folder for `out`, without results: what a run left there that did not finish is removed.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
     working = working_folder(out)
     try:
-        if working.is_dir():
-            for name in FILES:
-                (working / name).unlink(missing_ok=True)
         working.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (working / name).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"{working}: cannot be made: {error.strerror or error}") from error
     return working

@@ -17,7 +17,7 @@ from protfold_peft import load_model, predict
 from protfold_peft.adapters import load_adapter
 from protfold_peft.adapters.checks import DeadAdapterError
 from protfold_peft.data import MODEL_INPUTS, CropDataset, collate_crops, read_chains
-from protfold_peft.errors import ConfigError, NonFiniteError
+from protfold_peft.errors import ConfigError, NonFiniteError, StructureError
 from protfold_peft.folding.mini import build_mini
 from protfold_peft.losses import TotalLoss
 from protfold_peft.training import FinetuneResult, finetune, output, read_config, trainer
@@ -216,7 +216,11 @@ def test_settings_that_cannot_be(settings, tmp_path: Path) -> None:
         finetune(settings(tmp_path / "out", adapter={"target_modules": ["nothing"]}))
     with pytest.raises(ConfigError, match="cuda:3"):
         finetune(settings(tmp_path / "out", model={"device": "cuda:3"}))
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match=r"model.dtype=fp16/fp32: fp16 gradients overflow; use bf16 or fp32"):
+        finetune(settings(tmp_path / "out", model={"dtype": "fp16/fp32"}))
+    with pytest.raises(StructureError, match="no such folder"):
+        finetune(settings(tmp_path / "out", data={"folder": str(tmp_path / "absent")}))
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
 def test_unresolved_residues_train_and_evaluate(settings, structures: Path, tmp_path: Path) -> None:
@@ -227,6 +231,12 @@ def test_unresolved_residues_train_and_evaluate(settings, structures: Path, tmp_
     assert result.per_target["strand"]["residues"] == 42
     assert 0 < result.base < 1
     assert np.isfinite(result.final_loss)
+
+
+def test_the_last_step_is_always_logged(settings, tmp_path: Path) -> None:
+    result = finetune(settings(tmp_path / "out", training={"steps": 3, "log_every": 2}))
+    rows = (result.out / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "2", "3"]
 
 
 def test_scores_that_are_undefined_are_null() -> None:

@@ -15,9 +15,15 @@ def fill(working: Path, text: str) -> None:
         (working / name).write_text(f"{name} {text}")
 
 
+def prepared(out: Path) -> Path:
+    """The working folder of a run that may overwrite."""
+    output.check_free(out, overwrite=True)
+    return output.make_working_folder(out)
+
+
 def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "first"
-    working = output.prepare(out, overwrite=False)
+    working = output.make_working_folder(out)
     assert working == tmp_path / "runs" / "first.partial"
     assert not out.exists()
     fill(working, "new")
@@ -27,11 +33,15 @@ def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for usable in ("empty", "absent"):
+        output.check_free(tmp_path / usable, overwrite=False)
+    (tmp_path / "empty").rmdir()
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match=r"is not empty: name another folder with --out, or .* --overwrite"):
-        output.prepare(tmp_path, overwrite=False)
+        output.check_free(tmp_path, overwrite=False)
     with pytest.raises(ConfigError, match=r"thesis.tex is a file"):
-        output.prepare(tmp_path / "thesis.tex", overwrite=True)
+        output.check_free(tmp_path / "thesis.tex", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -40,7 +50,7 @@ def test_overwriting_replaces_our_files_and_no_others(tmp_path: Path) -> None:
     out.mkdir()
     fill(out, "old")
     (out / "notes.txt").write_text("mine")
-    working = output.prepare(out, overwrite=True)
+    working = prepared(out)
     assert (out / output.ADAPTER_CONFIG).read_text().endswith("old")  # untouched until the run is done
     fill(working, "new")
     output.publish(working, out)
@@ -55,7 +65,7 @@ def test_a_crash_while_replacing_leaves_nothing_that_could_be_loaded(
     out = tmp_path / "out"
     out.mkdir()
     fill(out, "old")
-    working = output.prepare(out, overwrite=True)
+    working = prepared(out)
     fill(working, "new")
     replace, moved = Path.replace, []
 
@@ -75,7 +85,7 @@ def test_nothing_moves_unless_everything_is_there(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     fill(out, "old")
-    working = output.prepare(out, overwrite=True)
+    working = prepared(out)
     fill(working, "new")
     (working / output.ADAPTER_WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError):
@@ -84,8 +94,8 @@ def test_nothing_moves_unless_everything_is_there(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_stopped_run_are_replaced(tmp_path: Path) -> None:
-    working = output.prepare(tmp_path / "out", overwrite=False)
+    working = output.make_working_folder(tmp_path / "out")
     fill(working, "stopped")
-    again = output.prepare(tmp_path / "out", overwrite=False)
+    again = output.make_working_folder(tmp_path / "out")
     assert again == working
     assert list(again.iterdir()) == []
