@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
@@ -43,6 +44,8 @@ def _root(
 
 def main() -> None:
     """Entry point of the console script; errors that a command lets through end here, as one line."""
+    # A log that cannot be written (a full disk) must not bring tracebacks to the screen.
+    logging.raiseExceptions = False
     try:
         with error_boundary(debug="--debug" in sys.argv):
             app()

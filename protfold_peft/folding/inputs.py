@@ -74,7 +74,7 @@ def gather(inputs: Sequence[str], *, max_length: int | None = None) -> InputSet:
     for source in inputs:
         try:
             for path in _expand(source):
-                if path != STANDARD_INPUT and Path(path).resolve() in seen:
+                if Path(path).resolve() in seen:
                     notes.append(f"{path}: named twice, read once")
                     continue
                 seen.add(Path(path).resolve())

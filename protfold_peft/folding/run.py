@@ -16,6 +16,7 @@ from protfold_peft.errors import ProtfoldError
 from protfold_peft.folding.batches import Batch, plan_batches, select_shard
 from protfold_peft.folding.inputs import InputSet, Rejected, gather
 from protfold_peft.folding.load import LoadedModel, load_model
+from protfold_peft.folding.lock import writing_alone
 from protfold_peft.folding.markers import (
     DONE_SUFFIX,
     PLOT_SUFFIXES,
@@ -56,6 +57,11 @@ def run_prediction(settings: RunSettings) -> RunResult:
     if not inputs.n_files:
         raise ProtfoldError("; ".join(each.error for each in inputs.rejected) or "no input given")
     _prepare_folder(settings.out)
+    with writing_alone(settings.out, settings.tag):
+        return _run(settings, inputs)
+
+
+def _run(settings: RunSettings, inputs: InputSet) -> RunResult:
     configure_logging(settings.out / f"log{settings.tag}.txt", verbose=settings.verbose)
     LOGGER.info("protfold %s: %s", __version__, settings)
     _tell("note", inputs.notes)

@@ -135,3 +135,15 @@ def test_what_cannot_be_folded_is_refused_with_its_position(raw, words):
 def test_which_files_of_a_folder_count(tmp_path):
     names = ["a.fa", "b.FASTA", "c.faa.gz", "d.txt", ".e.fa", "f.fastq", "g.pdb"]
     assert [name for name in names if is_fasta_name(tmp_path / name)] == ["a.fa", "b.FASTA", "c.faa.gz"]
+
+
+def test_the_example_sequences_are_as_their_headers_say(structures):
+    lengths = {}
+    for entry in read_fasta(structures / "examples.fasta"):
+        sequence, notes = clean_sequence(entry.sequence)
+        assert not notes
+        chains = [len(chain) for chain in sequence.split(":")]
+        assert entry.header.endswith(f"{' + '.join(map(str, chains))} residues")
+        lengths[entry.header.split()[0]] = chains
+    assert lengths["insulin"] == [21, 30]
+    assert len(lengths) == 8

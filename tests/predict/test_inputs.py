@@ -96,10 +96,14 @@ def test_files_folders_and_standard_input_together(tmp_path, monkeypatch):
     single = tmp_path / "single.txt"
     single.write_text(">s\nMKS\n")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b">i\nMKI\n")))
-    found = gather([str(folder), str(single), "-", str(folder / "a.fasta")])
+    found = gather([str(folder), str(single), "-", str(folder / "a.fasta"), "-"])
     assert [record.name for record in found.records] == ["a", "b", "s", "i"]
     assert found.n_files == 4
-    assert any("named twice" in note for note in found.notes)
+    assert [note for note in found.notes if "named twice" in note] == [
+        f"{folder / 'a.fasta'}: named twice, read once",
+        "-: named twice, read once",
+    ]
+    assert not found.rejected
 
 
 def test_a_file_that_cannot_be_read_is_reported_beside_the_others(tmp_path):

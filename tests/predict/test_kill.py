@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from protfold_peft.folding.lock import LOCK_NAME
 from protfold_peft.folding.run import run_prediction
 from protfold_peft.folding.settings import RunSettings
 
@@ -133,4 +134,4 @@ def test_temporary_files_of_a_killed_run_are_removed_and_those_of_others_are_not
         (out / name).write_text("half")
     run_prediction(settings_for(fasta, out))
     left = {path.name for path in out.iterdir() if path.name.startswith(".")}
-    assert left == set(others)
+    assert left == {*others, LOCK_NAME}

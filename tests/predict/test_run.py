@@ -16,6 +16,7 @@ from Bio.PDB import MMCIFParser, PDBParser
 from protfold_peft.errors import ConfigError, NonFiniteError, ProtfoldError
 from protfold_peft.folding import outputs, run
 from protfold_peft.folding.inputs import gather
+from protfold_peft.folding.lock import LOCK_NAME, writing_alone
 from protfold_peft.folding.run import run_prediction
 from protfold_peft.folding.settings import RunSettings
 
@@ -44,8 +45,9 @@ def test_files_hold_what_the_model_gave(tmp_path, fasta, stand_in):
     result = go(fasta, out, formats=("pdb", "cif"), plots=True, report=True)
     assert (result.folded, result.skipped, result.failed, result.exit_status) == (3, 0, 0, 0)
     records = {record.name: record for record in gather([str(fasta)]).records}
-    [names] = stand_in.batches
-    predictions = {each.record.name: each for each in stand_in.predict([records[name] for name in names], None)}
+    batches = [[records[name] for name in names] for names in stand_in.batches]
+    predictions = {each.record.name: each for batch in batches for each in stand_in.predict(batch, None)}
+    assert set(predictions) == {"mono", "duo", "other"}
     rows = table(out / "summary.csv")
     assert list(rows) == ["mono", "duo", "other"]
     for name, prediction in predictions.items():
@@ -81,7 +83,7 @@ def test_files_hold_what_the_model_gave(tmp_path, fasta, stand_in):
     remarks = [line for line in (out / "mono.pdb").read_text().splitlines() if line.startswith("REMARK")]
     assert any("UNTRAINED" in line for line in remarks)
     assert any("stand-in" in line for line in remarks)
-    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == [LOCK_NAME]
 
 
 def test_finished_records_are_skipped(tmp_path, fasta, stand_in):
@@ -204,6 +206,21 @@ def test_shards_make_the_files_of_the_whole(tmp_path, fasta, stand_in):
 def test_more_shards_than_batches_is_no_error(tmp_path, fasta, stand_in):
     result = go(fasta, tmp_path / "out", num_shards=50, shard=49)
     assert (result.folded, result.exit_status) == (0, 0)
+
+
+def test_two_runs_do_not_write_the_same_results(tmp_path, fasta, stand_in):
+    out = tmp_path / "out"
+    out.mkdir()
+    with writing_alone(out, ""):
+        with pytest.raises(ProtfoldError, match="another run is writing"):
+            go(fasta, out)
+        with pytest.raises(ProtfoldError, match="another run is writing"):
+            go(fasta, out, num_shards=2, shard=0)
+    with writing_alone(out, ".shard-0-of-2"):
+        with pytest.raises(ProtfoldError, match="another run is writing"):
+            go(fasta, out, num_shards=2, shard=0)
+        assert go(fasta, out, num_shards=2, shard=1).exit_status == 0
+    assert go(fasta, out).exit_status == 0
 
 
 def test_results_of_a_full_disk(tmp_path, fasta, stand_in, monkeypatch):
