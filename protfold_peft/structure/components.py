@@ -20,6 +20,15 @@ _VARIANTS = {
     **{"ASX": "UNK", "GLX": "UNK", "UNK": "UNK"},
 }
 
+# Names of four letters that simulation packages give to protonation states and chain ends; the fourth letter stands
+# where a two-character chain id would begin.
+_FOUR_LETTERS = {
+    **dict.fromkeys(("HISA", "HISB", "HISD", "HISE", "HISH", "HIS1", "HIS2"), "HIS"),
+    **dict.fromkeys(("CYSH", "CYS1", "CYS2", "CYSX"), "CYS"),
+    **{"ASPP": "ASP", "ASPH": "ASP", "GLUP": "GLU", "GLUH": "GLU", "LYSH": "LYS", "LYSN": "LYS", "ARGN": "ARG"},
+    **{f"{end}{name}": name for end in "NC" for name in (*THREE_TO_ONE, "HID", "HIE", "HIP", "CYX")},
+}
+
 # Atom names of modified residues and of simulation packages, in terms of the parent's.
 _ATOM_ALIASES = {
     "MSE": {"SE": "SD"},
@@ -68,6 +77,11 @@ def other_kind(name: str) -> str:
     if info.is_water() or name in ("TIP", "TIP3", "T3P", "T4P", "SOL", "SPC", "WAT", "TP3"):
         return "water"
     return "ligand" if info.found() else "unknown"
+
+
+def four_letter_name(name: str) -> str | None:
+    """The residue that a four-letter name of a simulation package stands for, None where it is no such name."""
+    return _FOUR_LETTERS.get(name)
 
 
 def atom_aliases(name: str, atom_names: set[str]) -> dict[str, str]:

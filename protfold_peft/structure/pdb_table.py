@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from protfold_peft.errors import StructureError
+from protfold_peft.structure.components import four_letter_name
 from protfold_peft.structure.records import Atom, Group, Table, number_or_none, position
 
 # The last column of z: a shorter line has lost part of its coordinates.
@@ -45,6 +46,7 @@ def read_pdb_table(path: Path, text: str, model: int | None) -> Table:
         elif head == "END" or head == "END ":
             body.end(index)
     body.check(model)
+    body.notes.extend(_shorten_names(body.groups))
 
     def read_atoms(group: Group) -> list[Atom]:
         return [_read_atom(path, lines, row) for row in group.rows]
@@ -104,6 +106,7 @@ class _Body:
         self.groups.append(
             Group(
                 chain=chain,
+                chain_columns=line[20:22],
                 number=line[22:26],
                 icode=line[26].strip(),
                 name=line[17:20].strip().upper(),
@@ -155,6 +158,28 @@ class _Body:
         if self.taken is None:
             there = ", ".join(str(number) for number in self.numbers[:10]) + (", ..." if len(self.numbers) > 10 else "")
             raise StructureError(f"{self.path}: there is no model {wanted}; the file has {there}")
+
+
+def _shorten_names(groups: list[Group]) -> list[str]:
+    """Take residue names of four letters for what they are, not for the start of a two-character chain id.
+
+    `NMET A` and `LYSHA` put a letter in column 21. It belongs to the name where every residue of that seeming chain
+    makes a known four-letter name with it, and the chain of column 22 exists.
+    """
+    there = {group.chain_columns for group in groups}
+    wide: dict[str, list[Group]] = {}
+    for group in groups:
+        if group.chain_columns[0] != " ":
+            wide.setdefault(group.chain_columns, []).append(group)
+    notes = []
+    for columns, members in wide.items():
+        names = [four_letter_name(group.name + columns[0]) for group in members]
+        if " " + columns[1] not in there or None in names:
+            continue
+        for group, name in zip(members, names, strict=True):
+            notes.append(f"residue {group.number.strip()}: {group.name}{columns[0]} read as {name}")
+            group.chain, group.name = columns[1].strip(), name or group.name
+    return notes
 
 
 def _read_atom(path: Path, lines: list[str], row: int) -> Atom:

@@ -40,6 +40,7 @@ class Group:
         rows: Rows of the file, as its reader counts them.
         in_polymer: Whether the file says that the residue belongs to a polypeptide; None where it does not say.
         label_number: mmCIF `label_seq_id`.
+        chain_columns: Columns 21-22 of a PDB file as they are.
     """
 
     chain: str
@@ -52,6 +53,7 @@ class Group:
     rows: list[int]
     in_polymer: bool | None = None
     label_number: int | None = None
+    chain_columns: str = "  "
 
 
 @dataclass

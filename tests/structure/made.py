@@ -87,3 +87,8 @@ def assert_same(one: Structure, other: Structure, *, tolerance: float = 5.1e-4, 
         if full and a.seqres is not None:
             assert a.seqres == b.seqres
             np.testing.assert_array_equal(a.seqres_index, b.seqres_index)
+
+
+def note(structure: Structure, *words: str) -> bool:
+    """Some note holds all these words."""
+    return any(all(word in line for word in words) for line in structure.notes)

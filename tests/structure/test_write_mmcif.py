@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from Bio.PDB import MMCIFParser
 from structure.made import assert_same
-from structure.test_write_pdb import coordinates, rows
+from structure.test_write_pdb import biopython_rows, coordinates, rows
 
 from protfold_peft.errors import StructureError
 from protfold_peft.structure import Structure, read_structure, write_mmcif
@@ -58,16 +58,7 @@ def test_examples_round_trip(example: Path, tmp_path: Path) -> None:
 
 def test_biopython_reads_the_same(made_structure: Structure, written: Path) -> None:
     atoms = list(MMCIFParser(QUIET=True).get_structure("x", written).get_atoms())
-    assert [
-        (
-            a.get_parent().get_parent().id,
-            a.get_parent().id[1],
-            a.get_parent().id[2].strip(),
-            a.get_parent().resname,
-            a.id,
-        )
-        for a in atoms
-    ] == rows(made_structure)
+    assert biopython_rows(atoms) == rows(made_structure)
     np.testing.assert_allclose([a.coord for a in atoms], coordinates(made_structure), atol=5.1e-4)
 
 
