@@ -100,6 +100,12 @@ def write_failed(folder: Path, failed: Failed) -> None:
     write_text(folder / f"{failed.name}{FAILED_SUFFIX}", json.dumps(asdict(failed), indent=1) + "\n")
 
 
+def remove_markers(folder: Path, name: str) -> None:
+    """Take back what was said of a record; its files stay until they are replaced."""
+    for suffix in (DONE_SUFFIX, FAILED_SUFFIX):
+        (folder / f"{name}{suffix}").unlink(missing_ok=True)
+
+
 def discard(folder: Path, name: str) -> None:
     """Remove every file of a record, the marker first: no moment leaves a marker with files of another run."""
     for suffix in all_suffixes():

@@ -73,19 +73,21 @@ def plot_pae(
 
 
 def _figure(size: tuple[float, float], title: str, warning: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    # Fixed margins: fitting them to the labels takes as long as all the rest of the drawing.
+    figure = Figure(figsize=size, dpi=_DPI)
+    figure.subplots_adjust(left=0.7 / size[0], right=1 - 0.2 / size[0], bottom=0.5 / size[1], top=1 - 0.5 / size[1])
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.set_title(title if len(title) <= 60 else f"{title[:57]}...", fontsize=9, parse_math=False)
     if warning:
-        figure.suptitle(warning.split(":")[0], color="#b00020", fontsize=9, fontweight="bold")
+        figure.suptitle(warning.split(":")[0], color="#b00020", fontsize=9, fontweight="bold", y=0.985)
     return figure, axes
 
 
 def _whole_numbers(*all_axis: Axis) -> None:
     """Residues are counted: no ticks between them."""
     for axis in all_axis:
-        axis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
 
 def _inner_ends(chain_lengths: Sequence[int]) -> list[int]:

@@ -23,6 +23,7 @@ from protfold_peft.folding.markers import (
     Failed,
     discard,
     read_done,
+    remove_markers,
     remove_stale_temporaries,
     wanted_suffixes,
     why_unfinished,
@@ -120,23 +121,33 @@ class _Job:
         LOGGER.info("model %s on %s", self.key, model.device)
 
     def unfinished(self, records: Sequence[Record]) -> list[Record]:
-        """The records to fold; missing plots of finished ones are drawn on the way."""
+        """The records to fold, none of which has a marker from here on; missing plots of the others are drawn."""
         settings = self.settings
-        if settings.overwrite:
-            return list(records)
-        needed = wanted_suffixes(settings.formats, plots=False)
         pending, surprises = [], []
         for record in records:
-            done = read_done(settings.out / f"{record.name}{DONE_SUFFIX}")
-            reason = why_unfinished(settings.out, record, done, self.key, needed)
-            if reason is not None:
-                pending.append(record)
-                if reason:
-                    surprises.append(f"{record.name}: folded again: {reason}")
-            elif settings.plots and done is not None:
-                redraw_plots(settings.out, done, PLOT_SUFFIXES)
+            reason = "" if settings.overwrite else self._why_unfinished(record)
+            if reason is None:
+                continue
+            pending.append(record)
+            if reason:
+                surprises.append(f"{record.name}: folded again: {reason}")
+            # If the run ends before their turn, no table takes them for results of these settings.
+            remove_markers(settings.out, record.name)
         _tell("note", surprises)
         return pending
+
+    def _why_unfinished(self, record: Record) -> str | None:
+        """As `markers.why_unfinished`."""
+        settings = self.settings
+        done = read_done(settings.out / f"{record.name}{DONE_SUFFIX}")
+        needed = wanted_suffixes(settings.formats, plots=False)
+        reason = why_unfinished(settings.out, record, done, self.key, needed)
+        if reason is None and done is not None and settings.plots:
+            try:
+                redraw_plots(settings.out, done, PLOT_SUFFIXES)
+            except (ValueError, KeyError, TypeError):
+                return "its scores file is damaged"
+        return reason
 
     def fold(self, batches: Sequence[Batch], pending: set[str]) -> Iterator[bool]:
         """Fold the batches whole, write the records that are pending, and yield for each of them if it succeeded."""

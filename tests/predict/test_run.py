@@ -277,6 +277,33 @@ def test_an_interruption_leaves_a_table(tmp_path, fasta, stand_in, monkeypatch):
     assert statuses == {"mono": "done", "duo": "pending", "other": "done"}
 
 
+@pytest.mark.parametrize("options", [{"recycles": 1}, {"overwrite": True}], ids=["settings", "overwrite"])
+def test_interrupted_before_the_first_batch_no_earlier_result_passes_for_a_new_one(
+    tmp_path, fasta, stand_in, monkeypatch, options
+):
+    def interrupted(model, batch, recycles):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    go(fasta, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "predict_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            go(fasta, out, **options)
+    assert {row["status"] for row in table(out / "summary.csv").values()} == {"pending"}
+    options.pop("overwrite", None)
+    assert go(fasta, out, **options).folded == 3
+
+
+def test_plots_that_cannot_be_drawn_from_a_damaged_scores_file_are_made_by_folding(tmp_path, fasta, stand_in):
+    out = tmp_path / "out"
+    go(fasta, out)
+    (out / "mono_scores.json").write_text("{")
+    result = go(fasta, out, plots=True)
+    assert (result.folded, result.skipped) == (1, 2)
+    assert json.loads((out / "mono_scores.json").read_text())["mean_plddt"] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
