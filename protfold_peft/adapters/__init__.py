@@ -3,7 +3,7 @@
 from protfold_peft.adapters.checks import DeadAdapterError, DeadSite, GradientCheck, check_gradients
 from protfold_peft.adapters.config import LoRTAConfig, TensorAdapterConfig, TensorPeftType
 from protfold_peft.adapters.describe import AdapterDescription, GroupDescription, describe_adapters
-from protfold_peft.adapters.layer import BrokenAdapterError, TensorLinear, is_trained
+from protfold_peft.adapters.layer import BrokenAdapterError, TensorLinear
 from protfold_peft.adapters.loading import load_adapter
 from protfold_peft.adapters.model import TensorAdapterModel
 from protfold_peft.adapters.register import register
@@ -25,7 +25,6 @@ __all__ = [
     "TensorPeftType",
     "check_gradients",
     "describe_adapters",
-    "is_trained",
     "load_adapter",
     "register",
 ]

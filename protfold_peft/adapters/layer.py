@@ -134,21 +134,3 @@ class TensorLinear(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "tensor." + super().__repr__()
-
-
-def is_trained(module: nn.Module) -> bool:
-    """Whether a backward pass has anything to reach inside `module`: a parameter, or an adapter's factor used there.
-
-    Ask this before running a part of a model under `no_grad`. Factors belong to the tuner, so `module.parameters()`
-    does not list those that the adapted layers inside it use.
-    """
-    if any(parameter.requires_grad for parameter in module.parameters()):
-        return True
-    return any(
-        factor.requires_grad
-        for layer in module.modules()
-        if isinstance(layer, TensorLinear) and not layer.disable_adapters
-        for name in layer.active_adapters
-        if name in layer.tensor_factors
-        for factor in layer.network(name).parameters()
-    )

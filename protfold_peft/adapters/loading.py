@@ -22,11 +22,14 @@ def load_adapter(
     is_trainable: bool = False,
     low_cpu_mem_usage: bool = False,
 ) -> PeftModel:
-    """Load the tensor adapter in `folder` onto `model`, which is changed in place, and return it as a PEFT model.
+    """Load the adapter in `folder`, of any PEFT method, onto `model`, which is changed in place.
 
     `PeftModel.from_pretrained` does the same for a sound folder. It reads the type out of the configuration before
-    we are asked, so there a truncated configuration gives Python's own error. A model that has tensor adapters
-    already is given another one.
+    we are asked, so there a truncated configuration gives Python's own error. A model that has adapters already is
+    given another one.
+
+    Returns:
+        The PEFT model.
 
     Raises:
         CheckpointError: A file is missing, truncated or a pickle, or the adapter is of another model or rank.
@@ -36,13 +39,12 @@ def load_adapter(
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder of a saved adapter")
     kind = read_config(folder)["peft_type"]
-    if kind != TensorPeftType.TENSOR_NETWORK:
-        raise CheckpointError(f"{folder} holds an adapter of type {kind}, not a tensor adapter; load it with PEFT")
     check_directory(folder)
     if isinstance(model, PeftModel):
         model.load_adapter(str(folder), adapter_name, is_trainable=is_trainable, low_cpu_mem_usage=low_cpu_mem_usage)
         return model
-    config = TensorAdapterConfig.from_pretrained(str(folder))
+    ours = kind == TensorPeftType.TENSOR_NETWORK
+    config = TensorAdapterConfig.from_pretrained(str(folder)) if ours else None
     return cast(
         PeftModel,
         PeftModel.from_pretrained(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from protfold_peft.errors import SequenceError
+from protfold_peft.structure.residues import RESTYPES, sequence_to_restypes
 
-RESIDUE_LETTERS = "ARNDCQEGHILKMFPSTWYVX"
 UNKNOWN_LETTERS = "XBUOZ"
 LINKER = "G" * 25
 CHAIN_OFFSET = 512
@@ -51,7 +51,7 @@ def encode_sequence(sequence: str) -> EncodedSequence:
     if not all(chains):
         raise SequenceError("the sequence is empty" if len(chains) == 1 else "a chain is empty: check the ':'")
     for place, letter in enumerate(sequence, start=1):
-        if letter not in RESIDUE_LETTERS + UNKNOWN_LETTERS + ":":
+        if letter not in RESTYPES + UNKNOWN_LETTERS + ":":
             raise SequenceError(f"letter '{letter}' at position {place} is not an amino acid code")
     letters = LINKER.join(chains)
     members: list[int] = []
@@ -61,7 +61,7 @@ def encode_sequence(sequence: str) -> EncodedSequence:
     # A linker is numbered on from the chain before it, so the jump comes where the next chain starts.
     chain_or_before = torch.cummax(chain_index, dim=0).values
     return EncodedSequence(
-        aatype=torch.tensor([RESIDUE_LETTERS.find(letter) % 21 for letter in letters]),
+        aatype=torch.from_numpy(sequence_to_restypes(letters)),
         residue_index=torch.arange(len(letters)) + CHAIN_OFFSET * chain_or_before,
         chain_index=chain_index,
     )

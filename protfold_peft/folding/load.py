@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from protfold_peft.errors import CheckpointError, ConfigError
+from protfold_peft.errors import CheckpointError, ConfigError, ProtfoldError
 from protfold_peft.folding.mini import MINI_NAME, MINI_SEED, build_mini
 from protfold_peft.folding.model import EsmFold
 from protfold_peft.runtime import DTYPES, resolve_device
@@ -182,23 +182,16 @@ def _check_folder(folder: Path) -> None:
 
 
 def _with_adapter(network: EsmFold, folder: Path) -> tuple[Any, str]:
-    from peft import PeftModel
+    from protfold_peft.adapters import load_adapter
 
-    import protfold_peft.adapters  # noqa: F401 (registers our methods with PEFT)
-
-    if not (folder / "adapter_config.json").is_file():
-        raise CheckpointError(f"adapter {folder} has no adapter_config.json: it is not a folder saved by PEFT")
-    digest = hashlib.sha256()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"adapter {folder} has no {name}: save it again with save_pretrained()")
-        digest.update(file.read_bytes())
     try:
-        adapted = PeftModel.from_pretrained(network, str(folder))
-    except CheckpointError:
+        adapted = load_adapter(network, folder)
+    except ProtfoldError:
         raise
-    except Exception as error:  # PEFT and safetensors raise many kinds
+    except Exception as error:  # PEFT's own methods raise many kinds
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"adapter {folder} does not fit this model: {reason}") from error
+    digest = hashlib.sha256()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        digest.update((folder / name).read_bytes())
     return adapted, digest.hexdigest()

@@ -10,7 +10,6 @@ Axis letters: `b` batch, `n` residues, `m` structure-module steps (8), `k` bins.
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,8 @@ from transformers.models.esm.openfold_utils import make_atom14_masks
 from protfold_peft.errors import ConfigError
 from protfold_peft.folding import confidence
 from protfold_peft.folding.language_model import weighted_hidden_states
-from protfold_peft.folding.trunk import GLYCINE, UNKNOWN, FoldingTrunk, without_blocks
+from protfold_peft.folding.trunk import GLYCINE, FoldingTrunk, without_blocks
+from protfold_peft.structure.residues import UNKNOWN
 
 # What a masked-LM loss skips: cross-entropy's own default.
 IGNORE_INDEX = -100
@@ -180,12 +180,11 @@ class EsmFold(EsmForProteinFolding):
         framed = torch.cat([torch.full_like(ends, self.esm_dict_cls_idx), tokens, ends], dim=1)
         lengths = (framed != self.esm_dict_padding_idx).sum(1, keepdim=True)
         framed = framed.scatter(1, lengths, self.esm_dict_eos_idx)
-        wanted = self.language_model_gradients and any(p.requires_grad for p in self.esm.parameters())
-        if wanted and torch.is_grad_enabled() and self.esm.dtype == torch.float16:
-            raise ConfigError("the language model cannot be trained in fp16: use bf16 or fp32")
-        with nullcontext() if wanted else torch.no_grad():
-            frozen = weights if wanted else weights.detach()
-            features = weighted_hidden_states(self.esm, framed, frozen, self.esm_dict_padding_idx)
+        # Whatever in ESM-2 is trained decides what is recorded. Adapters may keep their parameters elsewhere, so
+        # nothing is guessed here from ESM-2's own.
+        features = weighted_hidden_states(
+            self.esm, framed, weights, self.esm_dict_padding_idx, gradients=self.language_model_gradients
+        )
         return features[:, 1:-1]
 
     def _output(

@@ -16,15 +16,11 @@ from protfold_peft.folding.load import LoadedModel
 from protfold_peft.folding.mini import UNTRAINED_WARNING
 from protfold_peft.folding.model import EsmFoldOutput
 from protfold_peft.folding.types import Prediction, Record
+from protfold_peft.structure.residues import ONE_TO_THREE, RESTYPES
 from protfold_peft.structure.types import Chain, Structure
 from protfold_peft.version import __version__
 
-_RESIDUE_NAMES = dict(
-    zip(
-        "ARNDCQEGHILKMFPSTWYVXBUOZ",
-        "ALA ARG ASN ASP CYS GLN GLU GLY HIS ILE LEU LYS MET PHE PRO SER THR TRP TYR VAL UNK ASX SEC PYL GLX".split(),
-    )
-)
+_RESIDUE_NAMES = ONE_TO_THREE | {"B": "ASX", "U": "SEC", "Z": "GLX", "O": "PYL"}
 _CHAIN_LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
 CA = 1
 
@@ -136,7 +132,7 @@ def _chain(index: int, sequence: str, atom37: np.ndarray, mask: np.ndarray, pldd
     n = len(sequence)
     return Chain(
         id=chain_id(index),
-        sequence="".join("X" if letter in "XBUOZ" else letter for letter in sequence),
+        sequence="".join(letter if letter in RESTYPES else "X" for letter in sequence),
         residue_names=tuple(_RESIDUE_NAMES[letter] for letter in sequence),
         residue_numbers=np.arange(1, n + 1),
         insertion_codes=("",) * n,

@@ -24,8 +24,9 @@ from transformers.models.esm.modeling_esmfold import (
 
 from protfold_peft.folding.attention import SequenceAttention, TriangleAttention, row_slices
 from protfold_peft.folding.structure_module import InvariantPointAttention
+from protfold_peft.structure.residues import RESTYPE_INDEX, UNKNOWN
 
-GLYCINE, UNKNOWN = 7, 20
+GLYCINE = RESTYPE_INDEX["G"]
 
 # Elements of one row-chunk intermediate that `chunk_size="auto"` aims at: 8 MiB in fp32, near a core's cache on a CPU
 # and enough to keep a GPU busy at the lengths where memory matters.
@@ -187,7 +188,7 @@ class FoldingTrunk(EsmFoldingTrunk):
         """
         b, n, _ = seq_feats.shape
         shape = (b, n, n, self.config.pairwise_state_dim)
-        recycle_s, recycle_z = torch.zeros_like(seq_feats), seq_feats.new_zeros(shape)
+        s, z = torch.zeros_like(seq_feats), seq_feats.new_zeros(shape)
         recycle_bins = torch.zeros(shape[:-1], dtype=torch.int64, device=seq_feats.device)
         # Without a residue type there is no ideal geometry: what is written has the backbone of glycine. Earlier
         # passes keep the zero coordinates that the published weights saw for unknown residues.
@@ -196,15 +197,13 @@ class FoldingTrunk(EsmFoldingTrunk):
         for recycle in range(recycles + 1):
             last = recycle == recycles
             with torch.set_grad_enabled(torch.is_grad_enabled() and last):
-                s = seq_feats + self.recycle_s_norm(recycle_s)
-                z = self.recycle_z_norm(recycle_z) + self.recycle_disto(recycle_bins)
-                del recycle_s, recycle_z
+                s = seq_feats + self.recycle_s_norm(s.detach())
+                z = self.recycle_z_norm(z.detach()) + self.recycle_disto(recycle_bins)
                 z = z + self.pairwise_positional_embedding(residue_index, mask=mask.long())
                 s, z = self._blocks(s, z, mask)
                 structure = self.structure_module(
                     {"single": self.trunk2sm_s(s), "pair": self.trunk2sm_z(z)}, known if last else aatype, mask
                 )
-                recycle_s, recycle_z = s.detach(), z.detach()
                 if not last:
                     backbone = structure["positions"][-1][:, :, :3]
                     recycle_bins = self.distogram(backbone, 3.375, 21.375, self.recycle_bins)

@@ -46,7 +46,7 @@ class Prediction:
         plddt: `(n,)` pLDDT 0..100 of the CA atoms.
         ptm: Predicted TM-score, 0..1.
         iptm: Predicted interface TM-score, 0..1; None for a single chain.
-        chain_pair_iptm: `(c, c)` interface pTM of every pair of chains (diagonal: pTM of the chain); None for one chain.
+        chain_pair_iptm: `(c, c)` interface pTM of every pair of chains, on the diagonal the pTM of each; None for one.
         pae: `(n, n)` predicted aligned error in angstrom, row = the residue aligned on.
         max_pae: The largest value the head can give, in angstrom.
         provenance: Model id, adapter hash, recycles, precision, version: written into every output.

@@ -114,9 +114,14 @@ def test_a_damaged_layout(esm, folder):
         assert_refused(lambda: load_adapter(esm(), folder), CheckpointError, says)
 
 
-def test_an_adapter_of_another_method_is_left_to_peft(esm, tmp_path):
-    get_peft_model(esm(), LoraConfig(r=1, target_modules=["query"])).save_pretrained(tmp_path)
-    assert_refused(lambda: load_adapter(esm(), tmp_path), CheckpointError, "type LORA, not a tensor adapter")
+def test_an_adapter_of_another_method_is_loaded_by_peft(esm, tmp_path, tokens):
+    trained = get_peft_model(esm(), LoraConfig(r=1, target_modules=["query"], init_lora_weights=False)).eval()
+    trained.save_pretrained(tmp_path)
+    expected = trained(input_ids=tokens).logits
+    assert torch.equal(load_adapter(esm(), tmp_path).eval()(input_ids=tokens).logits, expected)
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    assert_refused(lambda: load_adapter(esm(), tmp_path), CheckpointError, "truncated")
 
 
 def test_loading_fails_before_the_model_is_touched(esm, folder, tokens):

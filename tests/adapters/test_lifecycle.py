@@ -26,7 +26,6 @@ from protfold_peft.adapters import (
     TensorAdapterConfig,
     TensorLinear,
     TensorPeftType,
-    is_trained,
     load_adapter,
 )
 from protfold_peft.errors import ConfigError
@@ -379,20 +378,6 @@ def test_per_sample_adapters_are_refused_for_now(esm, adapted, tokens):
 def test_pefts_own_reader_gives_the_face(esm, adapted, tmp_path):
     adapted(esm()).save_pretrained(tmp_path)
     assert type(PeftConfig.from_pretrained(tmp_path)) is LoRTAConfig
-
-
-def test_is_trained_sees_the_factors_that_a_part_of_the_model_uses(esm, adapted, tmp_path):
-    model = adapted(esm(), target_modules=["query"])
-    encoder, head = model.get_base_model().esm, model.get_base_model().lm_head
-    assert not any(parameter.requires_grad for parameter in encoder.parameters())
-    assert is_trained(encoder)
-    assert not is_trained(head)
-    with model.disable_adapter():
-        assert not is_trained(encoder)
-    head.dense.weight.requires_grad_(True)
-    assert is_trained(head)
-    model.save_pretrained(tmp_path)
-    assert not is_trained(load_adapter(esm(), tmp_path))
 
 
 def test_status_names_the_method(esm, adapted):

@@ -108,10 +108,29 @@ def test_stock_gets_no_gradient_where_ours_does(make_pair, batch) -> None:
 
 
 def test_language_model_gradients_can_be_cut_off(tiny, batch) -> None:
-    tiny.train().language_model_gradients = False
+    tiny.requires_grad_(True).train().language_model_gradients = False
     structure_loss(tiny, batch).backward()
     assert all(parameter.grad is None for parameter in tiny.esm.parameters())
+    assert tiny.esm_s_combine.grad.abs().max() > 0
     assert tiny.trunk.blocks[0].tri_mul_in.linear_a_p.weight.grad.abs().max() > 0
+
+
+def test_a_frozen_language_model_records_nothing(tiny, batch) -> None:
+    tiny.requires_grad_(False)
+    assert not tiny(**batch).positions.requires_grad
+
+
+def test_adapters_that_keep_their_parameters_outside_the_language_model_are_trained(tiny, batch) -> None:
+    from peft import get_peft_model
+
+    from protfold_peft.adapters import LoRTAConfig
+
+    adapted = get_peft_model(tiny, LoRTAConfig(r=2, target_modules=["query", "key", "value", "attention.output.dense"]))
+    assert not any(parameter.requires_grad for parameter in tiny.esm.parameters())
+    adapted.train()
+    adapted(**batch, recycles=1).positions[-1].square().mean().backward()
+    gradients = {name: p.grad for name, p in adapted.named_parameters() if p.requires_grad}
+    assert any(name.endswith(".B") and grad.abs().max() > 0 for name, grad in gradients.items())
 
 
 def test_training_an_fp16_language_model_is_refused(tiny, batch) -> None:
