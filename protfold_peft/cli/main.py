@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -46,8 +47,12 @@ def main() -> None:
     """Entry point of the console script; errors that a command lets through end here, as one line."""
     # A log that cannot be written (a full disk) must not bring tracebacks to the screen.
     logging.raiseExceptions = False
+    debug = "--debug" in sys.argv
+    if not debug:
+        # Libraries announcing what they will rename speak to developers.
+        warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        with error_boundary(debug="--debug" in sys.argv):
+        with error_boundary(debug=debug):
             app()
     except typer.Exit as leaving:
         sys.exit(leaving.exit_code)
