@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
+from transformers import EsmConfig
 
 from protfold_peft.errors import CheckpointError, ConfigError, ProtfoldError
 from protfold_peft.folding.mini import MINI_NAME, MINI_SEED, build_mini
@@ -143,15 +146,18 @@ def _from_pretrained(model: str, language_model: torch.dtype) -> EsmFold:
     path = Path(model)
     if path.is_file():
         raise CheckpointError(f"{model} is a file; run: protfold convert {model} FOLDER, then use --model FOLDER")
-    if path.is_dir():
-        _check_folder(path)
-    elif model.count("/") > 1 or model.startswith((".", "~", "/")):
+    if not path.is_dir() and (model.count("/") > 1 or model.startswith((".", "~", "/"))):
         raise CheckpointError(f"model folder {model} does not exist")
-    try:
-        network, report = EsmFold.from_pretrained(model, dtype=language_model, output_loading_info=True)
-    except Exception as error:  # transformers raises OSError, ValueError, RuntimeError, safetensors its own
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"model '{model}' could not be loaded: {reason}") from error
+    # The hub client announces each of its retries; the error at the end says all there is to say.
+    hub_logging.set_verbosity_error()
+    # Before gigabytes are fetched: is it an ESMFold at all?
+    config = _local_config(path) if path.is_dir() else _loading(model, EsmConfig.get_config_dict, model)[0]
+    if config.get("model_type") != "esm" or not config.get("is_folding_model"):
+        raise CheckpointError(
+            f"'{model}' is a model of type '{config.get('model_type')}' that is no ESMFold (is_folding_model is not "
+            "set): folding needs one such as facebook/esmfold_v1"
+        )
+    network, report = _loading(model, EsmFold.from_pretrained, model, dtype=language_model, output_loading_info=True)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(_UNUSED_PARTS))
     if missing:
         raise CheckpointError(
@@ -164,7 +170,16 @@ def _from_pretrained(model: str, language_model: torch.dtype) -> EsmFold:
     return network
 
 
-def _check_folder(folder: Path) -> None:
+def _loading(model: str, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a loader of transformers, which raises OSError, ValueError, RuntimeError and safetensors' own errors."""
+    try:
+        return load(*args, **kwargs)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"model '{model}' could not be loaded: {reason}") from error
+
+
+def _local_config(folder: Path) -> dict[str, Any]:
     config_file = folder / "config.json"
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
@@ -174,11 +189,9 @@ def _check_folder(folder: Path) -> None:
         raise CheckpointError(f"{folder} has no config.json: it is not a model in transformers' format") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{config_file} cannot be read: {error}") from error
-    if config.get("model_type") != "esm" or not config.get("is_folding_model"):
-        raise CheckpointError(
-            f"{folder} holds a '{config.get('model_type')}' model that is no ESMFold (is_folding_model is not set): "
-            "folding needs one such as facebook/esmfold_v1"
-        )
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{config_file} cannot be read: it is not a JSON object")
+    return config
 
 
 def _with_adapter(network: EsmFold, folder: Path) -> tuple[Any, str]:
