@@ -13,6 +13,7 @@ from Bio.PDB.Model import Model as BioModel
 from Bio.PDB.Residue import Residue as BioResidue
 from Bio.PDB.Structure import Structure as BioStructure
 
+from protfold_peft.errors import StructureError
 from protfold_peft.structure.components import written_atom
 from protfold_peft.structure.reader import structure_from_table
 from protfold_peft.structure.records import Atom, Group, Table, position
@@ -66,9 +67,12 @@ def from_biopython(structure: BioStructure, *, model: int = 0) -> Structure:
         model: Biopython's index of the model, from 0.
 
     Raises:
-        StructureError: There is no protein, or a coordinate is not finite.
+        StructureError: There is no such model or no protein, or a coordinate is not finite.
     """
-    chosen = list(structure)[model]
+    models = list(structure)
+    if not 0 <= model < len(models):
+        raise StructureError(f"{structure.id}: there is no model at index {model}; the structure has {len(models)}")
+    chosen = models[model]
     groups: list[Group] = []
     atoms: dict[int, list[Atom]] = {}
     row = 0
@@ -77,6 +81,8 @@ def from_biopython(structure: BioStructure, *, model: int = 0) -> Structure:
         for residue in chain.get_unpacked_list():
             kind, number, icode = residue.id
             members = residue.get_unpacked_list()
+            if not members:
+                continue
             group = Group(
                 chain=chain.id.strip(),
                 number=str(number),
@@ -88,16 +94,15 @@ def from_biopython(structure: BioStructure, *, model: int = 0) -> Structure:
                 rows=list(range(row, row + len(members))),
             )
             row += len(members)
-            atoms[group.rows[0] if members else -1] = [_atom(structure, residue, atom) for atom in members]
-            if members:
-                groups.append(group)
+            atoms[group.rows[0]] = [_atom(structure, residue, atom) for atom in members]
+            groups.append(group)
     table = Table(
         path=Path(str(structure.id) or "structure"),
         groups=groups,
         read_atoms=lambda group: atoms[group.rows[0]],
         read_number=lambda group: int(group.number),
         model=chosen.serial_num if isinstance(chosen.serial_num, int) else model + 1,
-        n_models=len(structure),
+        n_models=len(models),
     )
     return replace(structure_from_table(table), name=str(structure.id), source=None)
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
+from string import ascii_uppercase
 
 import gemmi
 import ihm
@@ -33,7 +34,7 @@ LOGGER = logging.getLogger("protfold")
 
 # The PAE table has a row per pair of residues: above this size it is left to the JSON file (65,536 rows, 3 MB).
 MOST_PAE_RESIDUES = 256
-_LOCATION = "https://pypi.org/project/protfold-peft/"
+_CHAIN_IDS = [*ascii_uppercase, *(a + b for a in ascii_uppercase for b in ascii_uppercase)]
 
 
 def write_mmcif(
@@ -156,7 +157,7 @@ def _asym_units(structure: Structure, system: modelcif.System) -> tuple[list[mod
                 [components[pair] for pair in sequence], description=f"{structure.name} {len(entities) + 1}"
             )
         places = np.arange(len(chain)) if chain.seqres_index is None else chain.seqres_index
-        chain_id = chain.id or next(letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in used)
+        chain_id = chain.id or next(name for name in _CHAIN_IDS if name not in used)
         asyms.append(
             modelcif.AsymUnit(
                 entities[sequence],
@@ -223,7 +224,7 @@ def _software(provenance: dict[str, str]) -> modelcif.SoftwareGroup:
         name="protfold-peft",
         classification="model building",
         description="ESMFold with tensor adapters",
-        location=_LOCATION,
+        location=None,
         type="package",
         version=__version__,
     )

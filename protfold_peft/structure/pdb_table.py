@@ -54,7 +54,9 @@ def read_pdb_table(path: Path, text: str, model: int | None) -> Table:
     def read_number(group: Group) -> int:
         return _residue_number(path, group)
 
-    table = Table(path, body.groups, read_atoms, read_number, body.taken or 1, max(1, len(body.numbers)))
+    table = Table(
+        path, body.groups, read_atoms, read_number, 1 if body.taken is None else body.taken, max(1, len(body.numbers))
+    )
     table.ters = body.ters
     table.notes.extend(body.notes)
     _read_header(lines, table)

@@ -86,7 +86,8 @@ def _check_chain(chain: Chain, path: Path) -> None:
 def _header_lines(chain: Chain) -> Iterator[str]:
     """SEQRES and MODRES."""
     letter = chain.id or " "
-    if chain.seqres is not None:
+    # The row number has three columns, which 999 rows of 13 fill.
+    if chain.seqres is not None and len(chain.seqres) <= 9999:
         names = full_sequence_names(chain)
         for start in range(0, len(names), 13):
             row = " ".join(f"{name:>3}" for name in names[start : start + 13])

@@ -148,12 +148,13 @@ def _in_polymer(table: Table, chain: str, parts: list[Part]) -> tuple[list[Part]
     """The parts that belong to the chain in order, those that do not, and names of those moved to their place.
 
     ATOM records belong to it. HETATM records may be a modified residue or a free amino acid: those belong to it that
-    mmCIF puts in a polypeptide entity, modified residues that stand before the last ATOM record of the chain or before
-    TER with their name in SEQRES, and whatever is bonded to a residue of the chain.
+    mmCIF puts in a polypeptide entity, those among the ATOM records of the chain, modified residues that stand before
+    the last of these or before TER with their name in SEQRES, and whatever is bonded to a residue of the chain.
     """
     if all(part.group.in_polymer or not part.group.hetero for part in parts):
         return parts, [], []
-    last_atom = max((i for i, part in enumerate(parts) if not part.group.hetero), default=-1)
+    atoms = [i for i, part in enumerate(parts) if not part.group.hetero]
+    first_atom, last_atom = (atoms[0], atoms[-1]) if atoms else (-1, -1)
     listed = set(table.seqres.get(chain, ()))
     chosen: list[Part] = []
     doubtful: list[Part] = []
@@ -162,7 +163,10 @@ def _in_polymer(table: Table, chain: str, parts: list[Part]) -> tuple[list[Part]
         before_ter = group.segment == "0" and table.ters.get(chain, 0) > 0
         modified = group.name not in THREE_TO_ONE
         fits = i < last_atom or (before_ter and group.name in listed) or (group.name == "MSE" and group.segment == "0")
-        if group.in_polymer or not group.hetero or (modified and fits):
+        inside = first_atom < i < last_atom and all(
+            parts[end].group.segment == group.segment for end in (first_atom, last_atom)
+        )
+        if group.in_polymer or not group.hetero or inside or (modified and fits):
             chosen.append(part)
         else:
             doubtful.append(part)

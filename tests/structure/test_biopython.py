@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from Bio.PDB import MMCIFParser, PDBParser
+from Bio.PDB import PDBIO, MMCIFParser, PDBParser
+from Bio.PDB.Model import Model
+from Bio.PDB.Structure import Structure as BioStructure
 from structure.made import assert_same, residue_lines
 
 from protfold_peft.errors import StructureError
 from protfold_peft.structure import Structure, from_biopython, read_structure, to_biopython, write_pdb
 
 
-def parsed(path: Path):
+def parsed(path: Path) -> BioStructure:
     parser = PDBParser(QUIET=True) if path.suffix == ".pdb" else MMCIFParser(QUIET=True)
     return parser.get_structure(path.stem, path)
 
@@ -68,18 +70,15 @@ def test_coordinates_that_are_not_finite(made_structure: Structure) -> None:
 
 
 def test_no_protein() -> None:
-    from Bio.PDB.Model import Model
-    from Bio.PDB.Structure import Structure as BioStructure
-
     empty = BioStructure("nothing")
     empty.add(Model(0))
     with pytest.raises(StructureError, match="nothing: there is no protein chain"):
         from_biopython(empty)
+    with pytest.raises(StructureError, match="no model at index 1; the structure has 1"):
+        from_biopython(empty, model=1)
 
 
 def test_biopython_writes_what_we_wrote(tmp_path: Path, made_structure: Structure) -> None:
-    from Bio.PDB import PDBIO
-
     write_pdb(made_structure, tmp_path / "ours.pdb")
     writer = PDBIO()
     writer.set_structure(to_biopython(made_structure))

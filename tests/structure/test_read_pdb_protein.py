@@ -113,6 +113,11 @@ class TestWhatIsProtein:
         assert read_pdb([*chain_lines(["ALA", "GLY"]), *free]).chains[0].sequence == "AG"
         assert read_pdb([*free, *chain_lines(["ALA", "GLY"])]).chains[0].sequence == "AG"
 
+    def test_hetatm_among_the_atom_records_is_no_ligand(self, read_pdb: Read) -> None:
+        inside = residue_lines("SER", number=9, record="HETATM")
+        lines = [*residue_lines(number=1), *inside, *residue_lines(number=20)]
+        assert read_pdb(lines).chains[0].sequence == "ASA"
+
     def test_a_free_amino_acid_with_the_number_of_a_residue(self, read_pdb: Read) -> None:
         free = residue_lines("GLU", number=1, at=0, shift=(0, 20, 0), record="HETATM")
         assert read_pdb([*chain_lines(["ALA", "GLY"]), "TER", *free]).chains[0].sequence == "AG"
