@@ -98,8 +98,8 @@ def model_card(config: FinetuneConfig, base: str, *, untrained: bool, scores: tu
     )
     before, after = ("undefined" if score is None else f"{score:.4f}" for score in scores)
     warning = (
-        f"**The weights of the base model, {base}, are untrained: the structures it predicts are noise, with this "
-        "adapter too, but for the few chains it has seen. It is for trying the program only.**\n\n"
+        f"**The weights of the base model, {base}, are untrained: the structures it predicts are noise.** With this\n"
+        "adapter only the few chains it has seen are less so. It is for trying the program.\n\n"
         if untrained
         else ""
     )
@@ -109,16 +109,16 @@ def model_card(config: FinetuneConfig, base: str, *, untrained: bool, scores: tu
 
 # {config.adapter.method} adapter of {base}
 
-{warning}Trained with protfold-peft {__version__} on the structures in `{config.data.folder}`; rank
-{config.adapter.rank}, {config.training.steps} steps of {config.training.batch_size} crops of at most
-{config.data.crop_size} residues. Every setting is in `{CONFIG}`, every logged step in `{METRICS}`.
+{warning}Trained with protfold-peft {__version__} on the structures in `{config.data.folder}`:
+rank {config.adapter.rank}, {config.training.steps} steps, {config.training.batch_size} crops per step, at most \
+{config.data.crop_size} residues each.
+Every setting is in `{CONFIG}`, every logged step in `{METRICS}`.
 
 Mean CA lDDT of the **training** chains: {before} before, {after} after. It says that the adapter learnt them, and
 nothing about other proteins.
 
 ```python
-import protfold_peft  # registers the adapter with PEFT
-from protfold_peft.folding.load import load_model
+from protfold_peft import load_model  # the import registers the adapter with PEFT
 
 model = load_model({model_argument}adapter="PATH/TO/THIS/FOLDER")
 ```
