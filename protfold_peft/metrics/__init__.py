@@ -1,5 +1,25 @@
 """Scores: tensors in, tensors out, batched, on any device. Knows nothing of models."""
 
+from protfold_peft.metrics.checks import NonFiniteCoordinatesError
+from protfold_peft.metrics.gdt import Gdt, gdt, gdt_ha, gdt_ts, tm_and_gdt
 from protfold_peft.metrics.lddt import Lddt, lddt
+from protfold_peft.metrics.rmsd import Rmsd, rmsd
+from protfold_peft.metrics.superpose import Superposition, superpose
+from protfold_peft.metrics.tm_score import TmScore, tm_score
 
-__all__ = ["Lddt", "lddt"]
+__all__ = [
+    "Gdt",
+    "Lddt",
+    "NonFiniteCoordinatesError",
+    "Rmsd",
+    "Superposition",
+    "TmScore",
+    "gdt",
+    "gdt_ha",
+    "gdt_ts",
+    "lddt",
+    "rmsd",
+    "superpose",
+    "tm_and_gdt",
+    "tm_score",
+]
