@@ -1,18 +1,32 @@
 """lDDT: how much of every residue's surroundings keeps its distances. No superposition is involved.
 
-Source: Mariani, Biasini, Barbato, Schwede, "lDDT: a local superposition-free score for comparing protein structures
-and models using distance difference tests", Bioinformatics 29 (2013) 2722.
+Pairs of atoms of different residues within 15 A of each other in the reference are judged: each is conserved at 0.5,
+1, 2 and 4 A if its distance in the model differs by no more. The score is the conserved share of pairs and thresholds.
 
-Axis letters: `b` batch, `n` residues, `a` atoms of all residues of one structure laid in a row, `t` thresholds.
+Atoms whose names mean nothing (the two oxygens of a carboxylate) would be judged by an accident of naming. So for all
+heavy atoms the better naming is taken for every residue of D E F Y V L R, by its distances to the atoms of other
+residues that have no such twin, as OpenStructure's `lddt` does.
+
+lDDT is blind to handedness: a mirror image scores 1.
+
+Sources: Mariani, Biasini, Barbato, Schwede, "lDDT: a local superposition-free score for comparing protein structures
+and models using distance difference tests", Bioinformatics 29 (2013) 2722, with its section on ambiguous naming.
+
+Axis letters: `b` batch, `n` residues, `a` atoms per residue, `m` atoms of one structure in a row, `p` pairs of atoms,
+`t` thresholds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from protfold_peft.errors import NonFiniteError
+from protfold_peft.metrics.checks import check_masks, check_pair, masked
+from protfold_peft.metrics.naming import twin_atoms
+from protfold_peft.metrics.neighbours import Atoms, neighbour_pairs
+from protfold_peft.structure.residues import ATOM_TYPES
 
 # The published choice: distances up to 15 A in the reference, four degrees of strictness.
 INCLUSION_RADIUS = 15.0
@@ -32,107 +46,113 @@ class Lddt:
     in biotite; it is never a made-up 0 or 1. `n_pairs` tells.
     """
 
-    score: torch.Tensor
-    per_residue: torch.Tensor
-    n_pairs: torch.Tensor
+    score: Tensor
+    per_residue: Tensor
+    n_pairs: Tensor
 
 
+@torch.no_grad()
 def lddt(
-    predicted: torch.Tensor,
-    reference: torch.Tensor,
-    mask: torch.Tensor,
-    predicted_mask: torch.Tensor | None = None,
+    predicted: Tensor,
+    reference: Tensor,
+    mask: Tensor,
+    predicted_mask: Tensor | None = None,
     *,
+    restypes: Tensor | None = None,
     inclusion_radius: float = INCLUSION_RADIUS,
     thresholds: tuple[float, ...] = THRESHOLDS,
 ) -> Lddt:
-    """lDDT of one representative atom per residue (CA for the usual CA lDDT).
+    """lDDT of one atom per residue (CA for the usual CA lDDT), or of all atoms given (backbone, all heavy atoms).
+
+    Distances are computed in float64 whatever the inputs' type, so that all devices and types judge alike. No gradient.
 
     Args:
-        predicted: `(b, n, 3)` float32 or float64 coordinates of the model in angstrom, on any device.
-        reference: `(b, n, 3)` coordinates of the reference, same type and device.
-        mask: `(b, n)` true where the reference has the atom; false for padding. Such places take no part, whatever
-            their coordinates hold.
-        predicted_mask: `(b, n)` true where the model has the atom; all of them by default. An atom that the model
-            lacks fails every distance it takes part in.
+        predicted: `(b, n, 3)` or `(b, n, a, 3)` float32 or float64 coordinates of the model in angstrom. For the
+            backbone take those of N, CA, C and O; for all heavy atoms the 37 of `residues.ATOM_TYPES`.
+        reference: Coordinates of the reference, same shape, type and device.
+        mask: `(b, n)` or `(b, n, a)` true where the reference has the atom; false for padding. Such places take no
+            part, whatever their coordinates hold.
+        predicted_mask: The same of the model; all of them by default. An atom that the model lacks fails every
+            distance it takes part in.
+        restypes: `(b, n)` residue types 0..20 of the reference. Where given, the better naming is taken for every
+            residue; needs the 37 atoms.
         inclusion_radius: Distances of the reference up to this one count, in angstrom.
         thresholds: A distance is conserved at a threshold if it differs by no more than this, in angstrom.
 
     Raises:
-        NonFiniteError: A coordinate that takes part is NaN or infinite.
-        ValueError: The shapes do not agree.
+        ValueError: The shapes do not agree, or a coordinate that takes part is NaN or infinite
+            (`NonFiniteCoordinatesError`).
     """
-    if predicted.dim() != 3 or predicted.shape[-1] != 3 or reference.shape != predicted.shape:
-        raise ValueError(
-            f"lddt takes two (batch, residues, 3) tensors, got {tuple(predicted.shape)} and {tuple(reference.shape)}"
-        )
-    if mask.shape != predicted.shape[:2]:
-        raise ValueError(f"the mask's shape {tuple(mask.shape)} is not {tuple(predicted.shape[:2])}")
-    in_reference = mask.bool()
-    in_model = in_reference if predicted_mask is None else in_reference & predicted_mask.bool()
-    predicted = _checked(predicted, in_model, "predicted")
-    reference = _checked(reference, in_reference, "reference")
-
-    residue = torch.arange(mask.shape[1], device=mask.device)
-    conserved, judged = _distance_counts(
-        predicted, reference, in_reference, in_model, residue, inclusion_radius, thresholds
-    )
-    # Counts below 2**24 are exact in float32; the ratio is taken in the inputs' type.
-    total = judged.sum(dim=-1)
-    score = conserved.sum(dim=-1).to(predicted.dtype) / (len(thresholds) * total).to(predicted.dtype)
-    per_residue = conserved.to(predicted.dtype) / (len(thresholds) * judged).to(predicted.dtype)
-    return Lddt(score=score, per_residue=per_residue, n_pairs=total // 2)
-
-
-def _checked(positions: torch.Tensor, mask: torch.Tensor, what: str) -> torch.Tensor:
-    """`positions` with zeros where `mask` is false.
-
-    Raises:
-        NonFiniteError: Something within the mask is NaN or infinite.
-    """
-    positions = torch.where(mask[..., None], positions, positions.new_zeros(()))
-    finite = positions.isfinite().all(dim=-1)
-    if not bool(finite.all()):
-        sample, residue = (~finite).nonzero()[0].tolist()
-        raise NonFiniteError(
-            f"the {what} coordinates of sample {sample}, residue {residue} (counted from 0) are not finite: "
-            "mask what is missing, or look for the cause where they were made"
-        )
-    return positions
+    check_pair(predicted, reference, "lddt")
+    in_reference, in_model = check_masks(predicted, mask, predicted_mask)
+    wanted = in_reference
+    if restypes is not None:
+        if predicted.dim() != 4 or predicted.shape[2] != len(ATOM_TYPES) or restypes.shape != predicted.shape[:2]:
+            raise ValueError(
+                f"naming by restypes takes (batch, residues, {len(ATOM_TYPES)}, 3) coordinates and (batch, residues) "
+                f"types, got {tuple(predicted.shape)} and {tuple(restypes.shape)}"
+            )
+        # An atom of the model whose name the reference lacks may stand for its twin.
+        wanted = in_reference | in_reference.gather(2, twin_atoms(restypes))
+    in_model = in_model & wanted
+    model = masked(predicted, in_model, "predicted")
+    target = masked(reference, in_reference, "reference")
+    if model.dim() == 3:
+        model, target, in_reference, in_model = (x.unsqueeze(2) for x in (model, target, in_reference, in_model))
+    rule = _Rule(inclusion_radius, thresholds)
+    if restypes is not None:
+        model, in_model = _better_naming(model, target, in_reference, in_model, twin_atoms(restypes), rule)
+    atoms = Atoms.of(model, target, in_reference, in_model)
+    n_batch, n = model.shape[:2]
+    conserved, judged = (count.view(n_batch, n) for count in _counts(atoms, rule))
+    total = judged.sum(dim=1)
+    score = conserved.sum(dim=1) / (len(thresholds) * total)
+    per_residue = conserved / (len(thresholds) * judged)
+    return Lddt(score.to(predicted.dtype), per_residue.to(predicted.dtype), total // 2)
 
 
-def _distance_counts(
-    predicted: torch.Tensor,
-    reference: torch.Tensor,
-    in_reference: torch.Tensor,
-    in_model: torch.Tensor,
-    residue: torch.Tensor,
-    inclusion_radius: float,
-    thresholds: tuple[float, ...],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Conserved (summed over thresholds) and judged distances of every atom: two `(b, a)` integer tensors.
-
-    `residue` `(a,)` says whose atom each is: only distances between different residues count, so this is the rule for
-    any number of atoms per residue.
-    """
-    reference_distance = _distances(reference)
-    judged = (
-        (reference_distance <= inclusion_radius)
-        & in_reference[:, :, None]
-        & in_reference[:, None, :]
-        & (residue[:, None] != residue[None, :])
-    )
-    difference = (_distances(predicted) - reference_distance).abs()
-    comparable = judged & in_model[:, :, None] & in_model[:, None, :]
-    conserved = torch.zeros_like(residue).expand(judged.shape[:2])
-    for threshold in thresholds:
-        conserved = conserved + (comparable & (difference <= threshold)).sum(dim=-1)
-    return conserved, judged.sum(dim=-1)
+@dataclass(frozen=True)
+class _Rule:
+    radius: float
+    thresholds: tuple[float, ...]
 
 
-def _distances(positions: torch.Tensor) -> torch.Tensor:
-    """`(b, a, a)` distances, by differences.
+def _counts(atoms: Atoms, rule: _Rule) -> tuple[Tensor, Tensor]:
+    """Conserved (summed over thresholds) and judged distances of every residue: two flat `(b n,)` int64 tensors."""
+    n_residues = atoms.n_residues
+    conserved = atoms.residue.new_zeros(n_residues)
+    judged = torch.zeros_like(conserved)
+    for first, second, distance in neighbour_pairs(atoms, rule.radius):
+        kept = _kept(atoms, first, second, distance, rule)
+        one, other = atoms.residue[first], atoms.residue[second]
+        for owner in (one, other):
+            conserved.scatter_add_(0, owner, kept)
+            judged += torch.bincount(owner, minlength=n_residues)
+    return conserved, judged
 
-    `torch.cdist` goes by dot products at these sizes, which loses half of float32's digits far from the origin.
-    """
-    return torch.linalg.vector_norm(positions[:, :, None] - positions[:, None, :], dim=-1)
+
+def _kept(atoms: Atoms, first: Tensor, second: Tensor, distance: Tensor, rule: _Rule) -> Tensor:
+    """`(p,)` at how many thresholds the model keeps the distance between two atoms."""
+    difference = torch.linalg.vector_norm(atoms.model[first] - atoms.model[second], dim=-1).sub_(distance).abs_()
+    kept = (difference <= rule.thresholds[0]).long()
+    for threshold in rule.thresholds[1:]:
+        kept += difference <= threshold
+    return kept.mul_(atoms.in_model[first] & atoms.in_model[second])
+
+
+def _better_naming(
+    model: Tensor, target: Tensor, in_reference: Tensor, in_model: Tensor, twin: Tensor, rule: _Rule
+) -> tuple[Tensor, Tensor]:
+    """The model and its mask with the twins of those residues exchanged that fit better so."""
+    atoms = Atoms.of(model, target, in_reference, in_model)
+    exchanged, exchanged_in_model = model.gather(2, twin[..., None].expand_as(model)), in_model.gather(2, twin)
+    positions, present = atoms.repack(exchanged, exchanged_in_model)
+    other = replace(atoms, model=positions, in_model=present)
+    has_twin = (twin != torch.arange(twin.shape[-1], device=twin.device)).flatten(1).gather(1, atoms.place).flatten()
+    gain = atoms.residue.new_zeros(atoms.n_residues)
+    # The second atom of these pairs has no twin, so it is in the same place in both.
+    for first, second, distance in neighbour_pairs(atoms, rule.radius, has_twin):
+        difference = _kept(other, first, second, distance, rule) - _kept(atoms, first, second, distance, rule)
+        gain.scatter_add_(0, atoms.residue[first], difference)
+    better = (gain > 0).view(model.shape[:2])[..., None]
+    return torch.where(better[..., None], exchanged, model), torch.where(better, exchanged_in_model, in_model)
