@@ -11,6 +11,7 @@ import typer
 
 from protfold_peft.cli.common import error_boundary
 from protfold_peft.cli.convert import convert
+from protfold_peft.cli.evaluate import evaluate
 from protfold_peft.cli.finetune import finetune
 from protfold_peft.cli.predict import predict
 from protfold_peft.version import __version__
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (predict, finetune, convert):
+for command in (predict, finetune, convert, evaluate):
     app.command()(command)
 
 
