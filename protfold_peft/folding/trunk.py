@@ -28,9 +28,10 @@ from protfold_peft.structure.residues import RESTYPE_INDEX, UNKNOWN
 
 GLYCINE = RESTYPE_INDEX["G"]
 
-# Elements of one row-chunk intermediate that `chunk_size="auto"` aims at: 8 MiB in fp32, near a core's cache on a CPU
-# and enough to keep a GPU busy at the lengths where memory matters.
-_AUTO_CHUNK_ELEMENTS = 2**21
+# Elements of the widest row-chunk intermediate that an unset chunk size aims at. On a CPU 2 MiB in fp32, which stays in
+# a core's cache; elsewhere enough to keep the device busy.
+_CPU_CHUNK_ELEMENTS, _DEVICE_CHUNK_ELEMENTS = 2**19, 2**24
+_FEWEST_ROWS = 8
 
 
 class TriangleMultiplication(EsmFoldTriangleMultiplicativeUpdate):
@@ -149,9 +150,10 @@ def without_blocks(config: Any) -> Iterator[None]:
 
 
 def auto_rows(z: Tensor) -> int:
-    """Rows of `z` `(b, n, n, c)` to work on at once so that the widest intermediate stays near the cache."""
+    """Rows of `z` `(b, n, n, c)` to work on at once when no chunk size is set."""
     b, n, _, c = z.shape
-    return max(4, min(n, _AUTO_CHUNK_ELEMENTS // (4 * b * n * c)))
+    elements = _CPU_CHUNK_ELEMENTS if z.device.type == "cpu" else _DEVICE_CHUNK_ELEMENTS
+    return min(n, max(_FEWEST_ROWS, elements // (4 * b * n * c)))
 
 
 class FoldingTrunk(EsmFoldingTrunk):
