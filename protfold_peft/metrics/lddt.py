@@ -18,14 +18,14 @@ Axis letters: `b` batch, `n` residues, `a` atoms per residue, `m` atoms of one s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from protfold_peft.metrics.checks import check_masks, check_pair, masked
 from protfold_peft.metrics.naming import twin_atoms
-from protfold_peft.metrics.neighbours import Atoms, neighbour_pairs
+from protfold_peft.metrics.neighbours import Atoms, Near, neighbour_pairs, pair_distances
 from protfold_peft.structure.residues import ATOM_TYPES
 
 # The published choice: distances up to 15 A in the reference, four degrees of strictness.
@@ -119,25 +119,26 @@ class _Rule:
 
 def _counts(atoms: Atoms, rule: _Rule) -> tuple[Tensor, Tensor]:
     """Conserved (summed over thresholds) and judged distances of every residue: two flat `(b n,)` int64 tensors."""
-    n_residues = atoms.n_residues
-    conserved = atoms.residue.new_zeros(n_residues)
+    conserved = atoms.residue.new_zeros(atoms.n_residues)
     judged = torch.zeros_like(conserved)
-    for first, second, distance in neighbour_pairs(atoms, rule.radius):
-        kept = _kept(atoms, first, second, distance, rule)
-        one, other = atoms.residue[first], atoms.residue[second]
-        for owner in (one, other):
+    for near in neighbour_pairs(atoms, rule.radius):
+        kept, judgement = _kept(near, near.distances, rule), near.judged.long()
+        for place in (near.first, near.second):
+            owner = atoms.residue.index_select(0, place)
             conserved.scatter_add_(0, owner, kept)
-            judged += torch.bincount(owner, minlength=n_residues)
+            judged.scatter_add_(0, owner, judgement)
     return conserved, judged
 
 
-def _kept(atoms: Atoms, first: Tensor, second: Tensor, distance: Tensor, rule: _Rule) -> Tensor:
-    """`(p,)` at how many thresholds the model keeps the distance between two atoms."""
-    difference = torch.linalg.vector_norm(atoms.model[first] - atoms.model[second], dim=-1).sub_(distance).abs_()
-    kept = (difference <= rule.thresholds[0]).long()
-    for threshold in rule.thresholds[1:]:
-        kept += difference <= threshold
-    return kept.mul_(atoms.in_model[first] & atoms.in_model[second])
+def _kept(near: Near, distances: Tensor, rule: _Rule) -> Tensor:
+    """`(p,)` at how many thresholds the model keeps these distances; NaN is kept at none."""
+    difference = (distances[:, 1] - distances[:, 0]).abs_()
+    # Bytes, as adding up is most of the work.
+    kept = near.judged.to(torch.int8)
+    total = torch.zeros_like(kept)
+    for threshold in rule.thresholds:
+        total += (difference <= threshold).view(torch.int8)
+    return total.mul_(kept).long()
 
 
 def _better_naming(
@@ -146,13 +147,13 @@ def _better_naming(
     """The model and its mask with the twins of those residues exchanged that fit better so."""
     atoms = Atoms.of(model, target, in_reference, in_model)
     exchanged, exchanged_in_model = model.gather(2, twin[..., None].expand_as(model)), in_model.gather(2, twin)
-    positions, present = atoms.repack(exchanged, exchanged_in_model)
-    other = replace(atoms, model=positions, in_model=present)
+    other = atoms.with_model(exchanged, exchanged_in_model)
     has_twin = (twin != torch.arange(twin.shape[-1], device=twin.device)).flatten(1).gather(1, atoms.place).flatten()
     gain = atoms.residue.new_zeros(atoms.n_residues)
     # The second atom of these pairs has no twin, so it is in the same place in both.
-    for first, second, distance in neighbour_pairs(atoms, rule.radius, has_twin):
-        difference = _kept(other, first, second, distance, rule) - _kept(atoms, first, second, distance, rule)
-        gain.scatter_add_(0, atoms.residue[first], difference)
+    for near in neighbour_pairs(atoms, rule.radius, has_twin):
+        exchanged_distances = pair_distances(other, near.first, near.second)
+        difference = _kept(near, exchanged_distances, rule) - _kept(near, near.distances, rule)
+        gain.scatter_add_(0, atoms.residue[near.first], difference)
     better = (gain > 0).view(model.shape[:2])[..., None]
     return torch.where(better[..., None], exchanged, model), torch.where(better, exchanged_in_model, in_model)

@@ -9,7 +9,7 @@ the order of residues, padded), `r` rows and `c` columns of a block, `p` pairs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,22 +29,20 @@ class Atoms:
     """The reference's atoms of a batch in a row, `b m` of them with padding.
 
     Attributes:
-        model: `(b m, 3)` float64 positions in the model.
-        target: `(b m, 3)` float64 positions in the reference; `_FAR` in padding.
-        in_model: `(b m,)` bool, the model has the atom.
+        positions: `(b m, 6)` float64: x y z in the reference, and in the model, NaN where the model lacks the atom.
         residue: `(b m,)` int64 place of the atom's residue among the `b n` of the batch.
         place: `(b, m)` int64 place of the atom among the `n a` of its sample.
         present: `(b, m)` bool, false for padding.
         n_residues: `b n`.
+        most_per_residue: `a`.
     """
 
-    model: Tensor
-    target: Tensor
-    in_model: Tensor
+    positions: Tensor
     residue: Tensor
     place: Tensor
     present: Tensor
     n_residues: int
+    most_per_residue: int
 
     @classmethod
     def of(cls, model: Tensor, target: Tensor, in_reference: Tensor, in_model: Tensor) -> Atoms:
@@ -53,28 +51,60 @@ class Atoms:
         present = in_reference.flatten(1)
         most = int(present.sum(dim=1).max()) if present.numel() else 0
         place = (~present).byte().argsort(dim=1, stable=True)[:, :most]
-        present = present.gather(1, place)
         sample = torch.arange(n_batch, device=place.device)[:, None]
-        positions = torch.where(present[..., None], _rows(target, place), _FAR)
         return cls(
-            model=_rows(model, place).flatten(0, 1),
-            target=positions.flatten(0, 1),
-            in_model=(in_model.flatten(1).gather(1, place) & present).flatten(),
+            positions=torch.cat([_rows(target, place), _model_rows(model, in_model, place)], dim=1),
             residue=(sample * n + place // n_atoms).flatten(),
             place=place,
-            present=present,
+            present=present.gather(1, place),
             n_residues=n_batch * n,
+            most_per_residue=n_atoms,
         )
 
-    def repack(self, model: Tensor, in_model: Tensor) -> tuple[Tensor, Tensor]:
-        """`(b m, 3)` and `(b m,)` for other positions, `(b, n, a, 3)`, of the model's atoms, and their mask."""
-        kept = in_model.flatten(1).gather(1, self.place) & self.present
-        return _rows(model, self.place).flatten(0, 1), kept.flatten()
+    def with_model(self, model: Tensor, in_model: Tensor) -> Atoms:
+        """The same reference with another model: `(b, n, a, 3)` coordinates and `(b, n, a)` mask."""
+        positions = torch.cat([self.positions[:, :3], _model_rows(model, in_model, self.place)], dim=1)
+        return replace(self, positions=positions)
 
 
 def _rows(positions: Tensor, place: Tensor) -> Tensor:
-    """`(b, m, 3)` float64 of `(b, n, a, 3)` positions."""
-    return positions.flatten(1, 2).gather(1, place[..., None].expand(-1, -1, 3)).double()
+    """`(b m, 3)` float64 of `(b, n, a, 3)` positions."""
+    return positions.flatten(1, 2).gather(1, place[..., None].expand(-1, -1, 3)).double().flatten(0, 1)
+
+
+def _model_rows(model: Tensor, in_model: Tensor, place: Tensor) -> Tensor:
+    rows = _rows(model, place)
+    # A distance to NaN is within no threshold: what the model lacks fails without being asked for again.
+    return rows.masked_fill_(~in_model.flatten(1).gather(1, place).flatten()[:, None], torch.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Near:
+    """Pairs of atoms near each other in the reference.
+
+    Attributes:
+        first: `(p,)` place of one atom among the `b m`.
+        second: `(p,)` of the other.
+        distances: `(p, 2)` float64 in the reference and in the model, in angstrom; NaN where the model lacks an atom.
+        judged: `(p,)` bool, false for a few pairs a hair's breadth beyond the radius.
+    """
+
+    first: Tensor
+    second: Tensor
+    distances: Tensor
+    judged: Tensor
+
+    @classmethod
+    def of(cls, atoms: Atoms, first: Tensor, second: Tensor, radius: float) -> Near:
+        distances = pair_distances(atoms, first, second)
+        return cls(first, second, distances, distances[:, 0] <= radius)
+
+
+def pair_distances(atoms: Atoms, first: Tensor, second: Tensor) -> Tensor:
+    """`(p, 2)` distances in the reference and in the model."""
+    difference = atoms.positions.index_select(0, first).sub_(atoms.positions.index_select(0, second))
+    x, y, z = difference.square_().view(-1, 2, 3).unbind(dim=-1)
+    return (x + y).add_(z).sqrt_()
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,16 +123,20 @@ class _Side:
         order = (~keep).byte().argsort(dim=1, stable=True)[:, :most]
         kept = keep.gather(1, order)
         place = order + torch.arange(n_batch, device=keep.device)[:, None] * width
-        target = atoms.target.view(n_batch, width, 3)
+        target = atoms.positions[:, :3].view(n_batch, width, 3)
         count = atoms.present.sum(dim=1).clamp_min(1)[:, None]
         centre = torch.where(atoms.present[..., None], target, 0.0).sum(dim=1) / count
-        position = torch.where(kept[..., None], atoms.target[place] - centre[:, None], _FAR)
+        position = target.gather(1, order[..., None].expand(-1, -1, 3)) - centre[:, None]
+        position = torch.where(kept[..., None], position, _FAR)
         residue = torch.where(kept, atoms.residue[place], -1)
         return cls(position.permute(2, 0, 1).float().contiguous(), residue.int(), place)
 
+    def part(self, samples: slice, atoms: slice) -> _Side:
+        return _Side(self.position[:, samples, atoms], self.residue[samples, atoms], self.place[samples, atoms])
 
-def neighbour_pairs(atoms: Atoms, radius: float, kind: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Pairs within `radius` in the reference: `(p,)` first, `(p,)` second, `(p,)` float64 distance, block by block.
+
+def neighbour_pairs(atoms: Atoms, radius: float, kind: Tensor | None = None) -> Iterator[Near]:
+    """Pairs within `radius` in the reference, block by block.
 
     Args:
         atoms: The atoms; results are places among their `b m`.
@@ -117,39 +151,39 @@ def neighbour_pairs(atoms: Atoms, radius: float, kind: Tensor | None = None) -> 
     n_columns = columns.place.shape[1]
     if not n_rows or not n_columns:
         return
-    budget = BLOCK_CPU if atoms.model.device.type == "cpu" else BLOCK_GPU
+    budget = BLOCK_CPU if atoms.residue.device.type == "cpu" else BLOCK_GPU
     # A few bands of rows, for each of which columns before it need no look when every pair is to come once.
     bands = 1 if kind is not None else 4
     n_band = max(1, min(-(-n_rows // bands), budget // n_columns))
     n_samples = max(1, budget // (n_band * n_columns))
     for sample in range(0, n_batch, n_samples):
+        samples = slice(sample, sample + n_samples)
         for row in range(0, n_rows, n_band):
-            own = slice(sample, sample + n_samples), slice(row, row + n_band)
-            other = slice(sample, sample + n_samples), slice(row if kind is None else 0, n_columns)
-            pairs = _near(atoms, rows, columns, own, other, radius, once=kind is None)
-            if len(pairs[0]):
-                yield pairs
+            from_column = row if kind is None else 0
+            first, second = _screened(
+                rows.part(samples, slice(row, row + n_band)),
+                columns.part(samples, slice(from_column, n_columns)),
+                radius,
+                kind is None,
+                atoms.most_per_residue,
+            )
+            if len(first):
+                yield Near.of(atoms, first, second, radius)
 
 
-def _near(
-    atoms: Atoms,
-    rows: _Side,
-    columns: _Side,
-    own: tuple[slice, slice],
-    other: tuple[slice, slice],
-    radius: float,
-    once: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _screened(rows: _Side, columns: _Side, radius: float, once: bool, most_per_residue: int) -> tuple[Tensor, Tensor]:
+    """Places of pairs that may be near, `(p,)` each."""
     square: Tensor | None = None
     for axis in range(3):
-        difference = rows.position[axis][own][:, :, None] - columns.position[axis][other][:, None, :]
+        difference = rows.position[axis][:, :, None] - columns.position[axis][:, None, :]
         square = difference.square_() if square is None else square.addcmul_(difference, difference)
     assert square is not None
-    row_residue, column_residue = rows.residue[own][:, :, None], columns.residue[other][:, None, :]
-    # Atoms come in the order of residues, so every pair of different residues is met once in this order.
-    apart = row_residue < column_residue if once else row_residue != column_residue
-    sample, row, column = (apart.logical_and_(square <= (radius + _MARGIN) ** 2)).nonzero(as_tuple=True)
-    first, second = rows.place[own][sample, row], columns.place[other][sample, column]
-    distance = torch.linalg.vector_norm(atoms.target[first] - atoms.target[second], dim=-1)
-    near = distance <= radius
-    return first[near], second[near], distance[near]
+    near = square <= (radius + _MARGIN) ** 2
+    # Atoms come in the order of residues, so every pair of different residues is met once where the row's is lower.
+    # Columns start with the rows' own atoms; those further on than a residue has atoms cannot share one.
+    shared = slice(0, rows.place.shape[1] + most_per_residue) if once else slice(None)
+    compare = torch.lt if once else torch.ne
+    near[:, :, shared] &= compare(rows.residue[:, :, None], columns.residue[:, None, shared])
+    sample, row, column = near.nonzero(as_tuple=True)
+    first = rows.place.flatten().index_select(0, sample * rows.place.shape[1] + row)
+    return first, columns.place.flatten().index_select(0, sample * columns.place.shape[1] + column)
