@@ -20,7 +20,8 @@ BLOCK_CPU = 1 << 18
 BLOCK_GPU = 1 << 25
 # float32 of centred coordinates is good to 1e-4 A in structures a thousand angstrom wide.
 _MARGIN = 0.01
-# Padding lies here: beyond any radius, and its square still fits in float32.
+# Padding of columns lies here, that of rows at the opposite place: beyond any radius of any atom and of each other, and
+# the squares still fit in float32.
 _FAR = 1e9
 
 
@@ -116,8 +117,8 @@ class _Side:
     place: Tensor
 
     @classmethod
-    def of(cls, atoms: Atoms, keep: Tensor) -> _Side:
-        """Those atoms, in order, that `(b, m)` `keep` says."""
+    def of(cls, atoms: Atoms, keep: Tensor, far: float) -> _Side:
+        """Those atoms, in order, that `(b, m)` `keep` says; padding lies at `far`."""
         n_batch, width = keep.shape
         most = int(keep.sum(dim=1).max()) if keep.numel() else 0
         order = (~keep).byte().argsort(dim=1, stable=True)[:, :most]
@@ -127,7 +128,7 @@ class _Side:
         count = atoms.present.sum(dim=1).clamp_min(1)[:, None]
         centre = torch.where(atoms.present[..., None], target, 0.0).sum(dim=1) / count
         position = target.gather(1, order[..., None].expand(-1, -1, 3)) - centre[:, None]
-        position = torch.where(kept[..., None], position, _FAR)
+        position = torch.where(kept[..., None], position, far)
         residue = torch.where(kept, atoms.residue[place], -1)
         return cls(position.permute(2, 0, 1).float().contiguous(), residue.int(), place)
 
@@ -145,8 +146,8 @@ def neighbour_pairs(atoms: Atoms, radius: float, kind: Tensor | None = None) -> 
             false. Otherwise every pair comes once.
     """
     kind = None if kind is None else kind.view(atoms.present.shape)
-    rows = _Side.of(atoms, atoms.present if kind is None else atoms.present & kind)
-    columns = rows if kind is None else _Side.of(atoms, atoms.present & ~kind)
+    rows = _Side.of(atoms, atoms.present if kind is None else atoms.present & kind, -_FAR)
+    columns = _Side.of(atoms, atoms.present if kind is None else atoms.present & ~kind, _FAR)
     n_batch, n_rows = rows.place.shape
     n_columns = columns.place.shape[1]
     if not n_rows or not n_columns:
