@@ -36,9 +36,12 @@ MIN_IDENTITY = 0.4
 # repeats of one protein (T1091-D3 and -D4, 45 % identity) and overlapping domains (T1061-D0) pass both.
 MAX_EXPECTATION = 1e-3
 
-# BLOSUM62 with the gap costs of BLAST, and the parameters of its score statistics (Altschul & Gish, Methods Enzymol.
-# 266 (1996) 460): expectation = K m n exp(-lambda score).
-_GAP_OPEN, _GAP_EXTEND = -11.0, -1.0
+# BLOSUM62, and gaps that cost hardly more when they are long: a loop of fifty residues without coordinates is as usual
+# as one of five, and the few residues before it must not be given up for it.
+_GAP_OPEN, _GAP_EXTEND = -11.0, -0.1
+# Whether sequences are related is told by the score under the gap costs of BLAST, for which the statistics are known
+# (Altschul & Gish, Methods Enzymol. 266 (1996) 460): expectation = K m n exp(-lambda score).
+_BLAST_EXTEND = -1.0
 _LAMBDA, _K = 0.267, 0.041
 
 # Residues whose CA are farther apart than this (angstrom) are not neighbours in the chain.
@@ -80,7 +83,7 @@ def correspond(
     By number means by residue number and insertion code. `auto` takes it where the two chains share numbers for at
     least half of the shorter chain, and nine of ten names at shared numbers agree (`X`, an unknown residue, agrees and
     disagrees with nothing; two unknown residues of the same three-letter name agree). Otherwise the sequences are
-    aligned: globally, gaps at the ends free, BLOSUM62, 11 for a gap of one and 1 for each further residue. Where a gap
+    aligned: globally, gaps at the ends free, BLOSUM62, 11 for a gap of one and 0.1 for each further one. Where a gap
     could stand in several places, it is put where the shorter chain is broken or its numbers jump.
 
     Args:
@@ -126,44 +129,43 @@ def _numbers_hold(found: Correspondence, model: Chain, reference: Chain) -> bool
 
 
 def _by_alignment(model: Chain, reference: Chain, by_number: Correspondence, min_identity: float) -> Correspondence:
-    alignment = _aligner().align(_plain(model.sequence), _plain(reference.sequence))
-    index = np.full(len(reference), -1, dtype=np.int64)
-    score = 0.0
-    # Chains with nothing in common have no alignment at all under free end gaps.
-    if len(alignment):
-        best = alignment[0]
-        score = float(best.score)
-        for (model_start, model_end), (start, end) in zip(*best.aligned, strict=True):
-            index[start:end] = np.arange(model_start, model_end)
-    _settle_gaps(index, model, reference)
-    found = _correspondence(index, ALIGNMENT, model, reference)
-
+    strict, score = _align(model, reference, _BLAST_EXTEND)
+    expectation = _K * len(model) * len(reference) * math.exp(-_LAMBDA * score)
     # Short peptides cannot reach significance; two that are equal in full need none.
     same = model.sequence == reference.sequence and set(model.sequence) != {"X"}
-    expectation = _K * len(model) * len(reference) * math.exp(-_LAMBDA * score)
-    if same or (found.identity >= min_identity and expectation <= MAX_EXPECTATION):
-        return found
-    numbers = (
-        f"; by number {by_number.n_matched} residues match, {_percent(by_number.identity)} of them by name"
-        if by_number.n_matched
-        else ""
-    )
+    if same or (strict.identity >= min_identity and expectation <= MAX_EXPECTATION):
+        found, _ = _align(model, reference, _GAP_EXTEND)
+        _settle_gaps(found.model_index, model, reference)
+        return _correspondence(found.model_index, ALIGNMENT, model, reference)
+    numbers = ""
+    if by_number.n_matched:
+        numbers = f"; by number {by_number.n_matched} residues match, {_percent(by_number.identity)} of them by name"
     raise StructureError(
         f"the model's {_label(model)} ({len(model)} residues) does not match the reference's {_label(reference)} "
-        f"({len(reference)} residues): {_percent(found.identity)} identity over {found.n_matched} aligned residues"
+        f"({len(reference)} residues): {_percent(strict.identity)} identity over {strict.n_matched} aligned residues"
         f"{numbers}; compare the right chains, or force it with --match number or a lower --min-identity"
     )
 
 
+def _align(model: Chain, reference: Chain, gap_extend: float) -> tuple[Correspondence, float]:
+    """The first of the best alignments, and its score."""
+    letters = _plain(model.sequence), _plain(reference.sequence)
+    alignment = _aligner(gap_extend).align(*letters)[0]
+    index = np.full(len(reference), -1, dtype=np.int64)
+    for (model_start, model_end), (start, end) in zip(*alignment.aligned, strict=True):
+        index[start:end] = np.arange(model_start, model_end)
+    return _correspondence(index, ALIGNMENT, model, reference), float(alignment.score)
+
+
 @cache
-def _aligner() -> PairwiseAligner:
+def _aligner(gap_extend: float) -> PairwiseAligner:
     matrix = substitution_matrices.load("BLOSUM62").select("ARNDCQEGHILKMFPSTWYVX")
     # An unknown residue is evidence of nothing.
     matrix["X", :] = 0.0
     matrix[:, "X"] = 0.0
     aligner = PairwiseAligner(mode="global", substitution_matrix=matrix)
     aligner.open_gap_score = _GAP_OPEN
-    aligner.extend_gap_score = _GAP_EXTEND
+    aligner.extend_gap_score = gap_extend
     aligner.end_gap_score = 0.0
     return aligner
 
