@@ -26,6 +26,7 @@ from torch import Tensor
 from protfold_peft.metrics.checks import check_masks, check_pair, masked
 from protfold_peft.metrics.naming import twin_atoms
 from protfold_peft.metrics.neighbours import Atoms, Near, neighbour_pairs, pair_distances
+from protfold_peft.metrics.stereochemistry import sound_atoms
 from protfold_peft.structure.residues import ATOM_TYPES
 
 # The published choice: distances up to 15 A in the reference, four degrees of strictness.
@@ -59,6 +60,7 @@ def lddt(
     predicted_mask: Tensor | None = None,
     *,
     restypes: Tensor | None = None,
+    stereochemistry: bool = False,
     inclusion_radius: float = INCLUSION_RADIUS,
     thresholds: tuple[float, ...] = THRESHOLDS,
 ) -> Lddt:
@@ -76,6 +78,8 @@ def lddt(
             distance it takes part in.
         restypes: `(b, n)` residue types 0..20 of the reference. Where given, the better naming is taken for every
             residue; needs the 37 atoms.
+        stereochemistry: Count residues and side chains of impossible geometry (`stereochemistry.sound_atoms`) as
+            missing. Needs `restypes`, and finite coordinates of every atom of the model.
         inclusion_radius: Distances of the reference up to this one count, in angstrom.
         thresholds: A distance is conserved at a threshold if it differs by no more than this, in angstrom.
 
@@ -94,6 +98,10 @@ def lddt(
             )
         # An atom of the model whose name the reference lacks may stand for its twin.
         wanted = in_reference | in_reference.gather(2, twin_atoms(restypes))
+        if stereochemistry:
+            in_model = sound_atoms(predicted, in_model, restypes)
+    elif stereochemistry:
+        raise ValueError("stereochemistry checks need the residue types: give restypes")
     in_model = in_model & wanted
     model = masked(predicted, in_model, "predicted")
     target = masked(reference, in_reference, "reference")
