@@ -16,12 +16,12 @@ _STANDARD_OUTPUT = "-"
 def evaluate(
     model: Annotated[
         Path | None,
-        typer.Argument(metavar="[MODEL", help="PDB or mmCIF file (.gz too), or a folder of them.", show_default=False),
+        typer.Argument(metavar="MODEL", help="PDB or mmCIF file (.gz too), or a folder of them.", show_default=False),
     ] = None,
     reference: Annotated[
         Path | None,
         typer.Argument(
-            metavar="REFERENCE]",
+            metavar="REFERENCE",
             help="The true structure: a file, or a folder of files called as the models are.",
             show_default=False,
         ),
@@ -87,7 +87,7 @@ def evaluate(
     search: Annotated[
         str,
         typer.Option(
-            help="Search for the TM-score: as the TMscore program, or a stronger one that is never below it.",
+            help="Search for the TM-score: as the TMscore program, or a stronger one that finds as much or more.",
             metavar="tmscore|irls",
             rich_help_panel="Scores",
         ),

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from protfold_peft.evaluation.combine import Outcome
 from protfold_peft.evaluation.plots import plot_calibration
 from protfold_peft.evaluation.rows import Row, finite
+from protfold_peft.metrics.calibration import plddt_calibration
 
 
 class Calibrator:
@@ -25,17 +27,38 @@ class Calibrator:
         plddt, scale = as_plddt(outcome.plddt[known])
         if plddt is None:
             return replace(row, notes=(*row.notes, "no calibration: the B-factors of the model are not pLDDT"))
-        lddt = 100 * outcome.lddt_per_residue[known]
+        lddt = outcome.lddt_per_residue[known]
         self._plddt.append(plddt)
         self._lddt.append(lddt)
         notes = row.notes if scale == 1 else (*row.notes, "B-factors between 0 and 1 taken as pLDDT / 100")
-        return _with_agreement(replace(row, notes=notes), plddt, lddt)
+        found = _agreement(plddt, lddt)
+        return replace(
+            row,
+            plddt=float(plddt.mean()),
+            plddt_pearson=finite(found["pearson"]),
+            plddt_spearman=finite(found["spearman"]),
+            plddt_error=finite(found["error"]),
+            plddt_bias=finite(found["bias"]),
+            notes=notes,
+        )
+
+    @property
+    def summary(self) -> str:
+        """One line over all residues of the run; empty without any."""
+        if not self._plddt:
+            return ""
+        plddt, lddt = np.concatenate(self._plddt), np.concatenate(self._lddt)
+        found = _agreement(plddt, lddt)
+        return (
+            f"pLDDT of {len(plddt)} residues: r {found['pearson']:.3f}, mean error {found['error']:.1f}, "
+            f"bias {found['bias']:+.1f}"
+        )
 
     def plot(self, folder: Path) -> None:
         """Draw all residues of the run in `calibration.png`; nothing without any."""
         if self._plddt:
             plddt, lddt = np.concatenate(self._plddt), np.concatenate(self._lddt)
-            plot_calibration(folder / "calibration.png", plddt, lddt, title=f"{len(plddt)} residues")
+            plot_calibration(folder / "calibration.png", plddt, 100 * lddt, title=self.summary)
 
 
 def as_plddt(b_factors: np.ndarray) -> tuple[np.ndarray | None, float]:
@@ -50,23 +73,8 @@ def as_plddt(b_factors: np.ndarray) -> tuple[np.ndarray | None, float]:
     return scale * b_factors, scale
 
 
-def _with_agreement(row: Row, plddt: np.ndarray, lddt: np.ndarray) -> Row:
-    """The row with its columns, from two `(n,)` arrays of 0..100."""
-    correlation = rank_correlation = float("nan")
-    if len(plddt) > 1 and np.ptp(plddt) and np.ptp(lddt):
-        correlation = float(np.corrcoef(plddt, lddt)[0, 1])
-        rank_correlation = float(np.corrcoef(_ranks(plddt), _ranks(lddt))[0, 1])
-    return replace(
-        row,
-        plddt=finite(float(plddt.mean())),
-        plddt_pearson=finite(correlation),
-        plddt_spearman=finite(rank_correlation),
-        plddt_error=finite(float(np.abs(plddt - lddt).mean())),
-    )
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks, equal values sharing their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+def _agreement(plddt: np.ndarray, lddt: np.ndarray) -> dict[str, float]:
+    """The library's calibration of pLDDT 0..100 and lDDT 0..1, both `(n,)`."""
+    told, true = (torch.from_numpy(np.ascontiguousarray(values))[None] for values in (plddt, lddt))
+    found = plddt_calibration(told, true, torch.ones_like(told, dtype=torch.bool))
+    return {name: float(getattr(found, name)) for name in ("pearson", "spearman", "error", "bias")}

@@ -53,7 +53,8 @@ def plot_pair(
     n = len(lddt)
     places = np.arange(1, n + 1)
     marker = "." if n < 60 else None
-    upper.plot(places, 100 * lddt, color=_INK, linewidth=1.2, marker=marker, label="lDDT")
+    shown = np.where(np.isnan(distances), np.nan, 100 * lddt)
+    upper.plot(places, shown, color=_INK, linewidth=1.2, marker=marker, label="lDDT")
     if plddt is not None:
         upper.plot(places, plddt, color=_SECOND, linewidth=1.0, linestyle="--", label="pLDDT")
         upper.legend(loc="lower right", fontsize=7, framealpha=0.7)

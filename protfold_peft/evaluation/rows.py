@@ -42,6 +42,7 @@ class Row:
         plddt_pearson: Correlation of pLDDT with CA lDDT over the residues.
         plddt_spearman: The same of their ranks.
         plddt_error: Mean absolute difference of pLDDT and CA lDDT, 0..100.
+        plddt_bias: Mean of pLDDT less CA lDDT, above 0 for a model too sure of itself.
         error: Why there are no scores.
         notes: What was decided.
     """
@@ -72,6 +73,7 @@ class Row:
     plddt_pearson: float | None = None
     plddt_spearman: float | None = None
     plddt_error: float | None = None
+    plddt_bias: float | None = None
     error: str | None = None
     notes: tuple[str, ...] = ()
 

@@ -42,7 +42,8 @@ def run_evaluation(settings: EvaluationSettings) -> EvaluationResult:
     pairs = _pairs(settings)
     _check_places(settings)
     try:
-        rows = _Run(settings, pairs).rows()
+        run = _Run(settings, pairs)
+        rows = run.rows()
         _write_tables(settings, rows)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -50,7 +51,7 @@ def run_evaluation(settings: EvaluationSettings) -> EvaluationResult:
         raise ProtfoldError(f"cannot write {error.filename or 'the results'}: {error.strerror or error}") from error
     _tell("no partner", pairs.unmatched)
     _tell("failed", [f"{_place(row)}: {row.error}" for row in rows if row.error])
-    return _result(rows, len(pairs.unmatched))
+    return _result(rows, len(pairs.unmatched), run.calibrator.summary if run.calibrator is not None else "")
 
 
 def _pairs(settings: EvaluationSettings) -> PairSet:
@@ -184,7 +185,7 @@ def _write_tables(settings: EvaluationSettings, rows: Sequence[Row]) -> None:
         print_table(rows)
 
 
-def _result(rows: Sequence[Row], n_unmatched: int) -> EvaluationResult:
+def _result(rows: Sequence[Row], n_unmatched: int, calibration: str) -> EvaluationResult:
     scored = [row for row in rows if row.error is None and is_whole(row)]
     n_failed = sum(row.error is not None for row in rows)
     line = f"{len(scored)} scored, {n_failed} failed"
@@ -193,6 +194,8 @@ def _result(rows: Sequence[Row], n_unmatched: int) -> EvaluationResult:
     tm = mean([row.tm_score for row in scored])
     if tm is not None and len(scored) > 1:
         line += f"; mean TM-score {tm:.4f}"
+    if calibration:
+        line += f"; {calibration}"
     return EvaluationResult(len(scored), n_failed, n_unmatched, line)
 
 

@@ -230,6 +230,7 @@ def test_calibration_of_a_confidence_that_is_known(tmp_path, pair):
     assert row["plddt_spearman"] == pytest.approx(1, abs=1e-3)
     assert row["plddt"] == pytest.approx(5 + 0.8 * true.mean(), abs=0.01)
     assert row["plddt_error"] == pytest.approx(np.abs(5 - 0.2 * true).mean(), abs=0.01)
+    assert row["plddt_bias"] == pytest.approx((5 - 0.2 * true).mean(), abs=0.01)
     assert (tmp_path / "plots" / "calibration.png").exists()
     # Without the option nothing is claimed; B-factors that cannot be pLDDT are refused.
     assert rows_of(tmp_path / "shifted.pdb", pair[1])[0]["plddt"] is None
