@@ -21,8 +21,6 @@ from protfold_peft.metrics.search import Found, Pairs, States
 
 STARTS_PER_LENGTH = 16
 ITERATIONS = 20
-# As many starts as a group of pairs may have, as in `search`.
-STARTS_PER_RESIDUE = 4
 
 
 def search(mobile: Tensor, target: Tensor, matched: Tensor, d0: Tensor) -> Found:

@@ -87,13 +87,16 @@ def search(mobile: Tensor, target: Tensor, matched: Tensor, d0: Tensor, cutoffs:
 
 
 def by_size(n_matched: Tensor, limit: int) -> Iterator[Tensor]:
-    """Indices of pairs, alike in size, by groups whose seeds (about four per residue) stay within `limit`."""
+    """Indices of pairs, alike in size, by groups whose seeds (about four per residue) stay within `limit`.
+
+    Pairs without a matched residue are in none.
+    """
     order = n_matched.argsort(descending=True, stable=True)
-    sizes = n_matched[order].tolist()
+    sizes = [size for size in n_matched[order].tolist() if size]
     first = 0
     while first < len(sizes):
-        count = max(1, limit // max(1, 4 * sizes[first]))
-        yield order[first : first + count]
+        count = max(1, limit // (4 * sizes[first]))
+        yield order[first : min(first + count, len(sizes))]
         first += count
 
 
