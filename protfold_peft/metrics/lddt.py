@@ -70,7 +70,8 @@ def lddt(
 
     Args:
         predicted: `(b, n, 3)` or `(b, n, a, 3)` float32 or float64 coordinates of the model in angstrom. For the
-            backbone take those of N, CA, C and O; for all heavy atoms the 37 of `residues.ATOM_TYPES`.
+            backbone take those of N, CA, C and O; for all heavy atoms the 37 of `residues.ATOM_TYPES`. Mask OXT, the
+            terminal oxygen, in the reference where models have none, or it counts against them.
         reference: Coordinates of the reference, same shape, type and device.
         mask: `(b, n)` or `(b, n, a)` true where the reference has the atom; false for padding. Such places take no
             part, whatever their coordinates hold.
