@@ -34,8 +34,10 @@ MAX_EXACT = 120
 SIMILARITY_SLACK = 0.1
 
 _ITERATIONS = 10
-# Chains of the reference that mappings are grown around when there are too many to compare.
+# Chains of the reference that mappings are grown around when there are too many to compare, and the shorter climb from
+# these chains that ranks them: there are hundreds of exchanges of large chains.
 _ANCHORS = 3
+_FEW_ITERATIONS = 3
 # Mappings of a symmetric complex differ by less than this, which is noise of model and search: equal chain ids decide,
 # so that a model in the right order keeps it (as in US-align and OpenStructure).
 _TIE = 2e-3
@@ -88,7 +90,7 @@ def map_chains(
     if len(found) == 1:
         best = found[0]
     else:
-        scorer = _Scorer(model, reference, matches)
+        scorer = _Scorer(model, reference, matches, thorough=exact)
         best = _best(found, scorer, model, reference) if exact else _refined(options, scorer, model, reference)
     return ChainMapping(
         tuple(ChainMatch(i, j, matches[i, j]) for j, i in enumerate(best) if i >= 0),
@@ -217,8 +219,16 @@ class _Scorer:
     """TM-score of mappings, from a few weighted superpositions each."""
 
     def __init__(
-        self, model: Sequence[Chain], reference: Sequence[Chain], matches: dict[tuple[int, int], Correspondence]
+        self,
+        model: Sequence[Chain],
+        reference: Sequence[Chain],
+        matches: dict[tuple[int, int], Correspondence],
+        *,
+        thorough: bool = True,
     ) -> None:
+        places = sorted(range(len(reference)), key=lambda j: -len(reference[j]))
+        self.starting = places if thorough else places[:_ANCHORS]
+        self.iterations = _ITERATIONS if thorough else _FEW_ITERATIONS
         ca = ATOM_INDEX["CA"]
         self.target = torch.from_numpy(np.concatenate([chain.atom_positions[:, ca] for chain in reference]))
         present = np.concatenate([chain.atom_mask[:, ca] for chain in reference])
@@ -244,10 +254,10 @@ class _Scorer:
         mask = torch.stack([there for _, there in laid])
         target = self.target.expand_as(model)
         best = model.new_zeros(len(mappings))
-        starts = [mask, *(mask & (self.owner == j) for j in range(len(self.starts) - 1))]
+        starts = [mask, *(mask & (self.owner == j) for j in self.starting)]
         for start in starts:
             weights = start.double()
-            for _ in range(_ITERATIONS):
+            for _ in range(self.iterations):
                 moved = superpose(model, target, weights).apply(model)
                 terms = 1 / (1 + (moved - target).square().sum(dim=-1) / self.d0**2)
                 terms = torch.where(mask, terms, 0.0)

@@ -9,6 +9,7 @@ Axis letters: `n`, `m` residues of two chains, `a` atoms.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,11 +87,15 @@ def score_interface(first: ChainPositions, second: ChainPositions) -> Interface 
     equally long ones (as in the DockQ program). A chain without a matched backbone atom gives a DockQ of 0 for its
     distances, which are NaN.
     """
-    distances = residue_distances(first.reference, first.reference_mask, second.reference, second.reference_mask)
+    distances = residue_distances(
+        first.reference, first.reference_mask, second.reference, second.reference_mask, within=INTERFACE
+    )
     native = distances < CONTACT
     if not bool(native.any()):
         return None
-    modelled = residue_distances(first.model, first.model_mask, second.model, second.model_mask) < CONTACT
+    modelled = (
+        residue_distances(first.model, first.model_mask, second.model, second.model_mask, within=CONTACT) < CONTACT
+    )
     shared = int((native & modelled).sum())
     n_native, n_modelled = int(native.sum()), int(modelled.sum())
     near = distances < INTERFACE
@@ -126,7 +131,9 @@ def _backbone(chains: Sequence[ChainPositions]) -> tuple[Tensor, Tensor, Tensor]
     return reference, model, both
 
 
-def residue_distances(one: Tensor, one_mask: Tensor, other: Tensor, other_mask: Tensor) -> Tensor:
+def residue_distances(
+    one: Tensor, one_mask: Tensor, other: Tensor, other_mask: Tensor, *, within: float = math.inf
+) -> Tensor:
     """`(n, m)` least distances of any two atoms of two residues, in angstrom; infinite without atoms.
 
     Args:
@@ -134,7 +141,12 @@ def residue_distances(one: Tensor, one_mask: Tensor, other: Tensor, other_mask: 
         one_mask: `(n, a)` which atoms are there.
         other: `(m, a, 3)` coordinates.
         other_mask: `(m, a)` which atoms are there.
+        within: Distances above this need not be known and may be infinite: most chains of a large complex are nowhere
+            near each other.
     """
+    if math.isfinite(within):
+        one_mask = one_mask & _near_box(one, other, other_mask, within)
+        other_mask = other_mask & _near_box(other, one, one_mask, within)
     rows, row_atoms = one_mask.nonzero(as_tuple=True)
     columns, column_atoms = other_mask.nonzero(as_tuple=True)
     least = one.new_full((one.shape[0], other.shape[0]), torch.inf)
@@ -147,6 +159,15 @@ def residue_distances(one: Tensor, one_mask: Tensor, other: Tensor, other_mask: 
         by_column.scatter_reduce_(1, columns.expand(len(chunk), -1), distances, "amin")
         least.scatter_reduce_(0, chunk[:, None].expand(-1, other.shape[0]), by_column, "amin")
     return least
+
+
+def _near_box(points: Tensor, others: Tensor, mask: Tensor, within: float) -> Tensor:
+    """Which points are at most `within` from the box around the others."""
+    inside = others[mask]
+    if not len(inside):
+        return torch.zeros(points.shape[:-1], dtype=torch.bool, device=points.device)
+    low, high = inside.amin(dim=0) - within, inside.amax(dim=0) + within
+    return ((points >= low) & (points <= high)).all(dim=-1)
 
 
 @dataclass(frozen=True)
