@@ -50,7 +50,7 @@ def run_evaluation(settings: EvaluationSettings) -> EvaluationResult:
             raise
         raise ProtfoldError(f"cannot write {error.filename or 'the results'}: {error.strerror or error}") from error
     _tell("no partner", pairs.unmatched)
-    _tell("failed", [f"{_place(row)}: {row.error}" for row in rows if row.error])
+    _tell("failed", [_told(row) for row in rows if row.error])
     return _result(rows, len(pairs.unmatched), run.calibrator.summary if run.calibrator is not None else "")
 
 
@@ -201,6 +201,12 @@ def _result(rows: Sequence[Row], n_unmatched: int, calibration: str) -> Evaluati
 
 def _place(row: Row) -> str:
     return row.model if row.model_number is None else f"{row.model} model {row.model_number}"
+
+
+def _told(row: Row) -> str:
+    """The error of a row with the model's name, which an error of reading that file has already."""
+    place, error = _place(row), row.error or ""
+    return error if error.startswith(place) else f"{place}: {error}"
 
 
 def _tell(kind: str, lines: Sequence[str]) -> None:
