@@ -26,12 +26,15 @@ from torch import Tensor
 from protfold_peft.metrics.checks import check_masks, check_pair, masked
 from protfold_peft.metrics.naming import twin_atoms
 from protfold_peft.metrics.neighbours import Atoms, Near, neighbour_pairs, pair_distances
+from protfold_peft.metrics.side_by_side import n_workers, side_by_side
 from protfold_peft.metrics.stereochemistry import sound_atoms
 from protfold_peft.structure.residues import ATOM_TYPES
 
 # The published choice: distances up to 15 A in the reference, four degrees of strictness.
 INCLUSION_RADIUS = 15.0
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)
+# Samples differ in how long they take: with a few slices of the batch for each core none waits long for the last.
+SLICES_PER_WORKER = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +112,16 @@ def lddt(
     if model.dim() == 3:
         model, target, in_reference, in_model = (x.unsqueeze(2) for x in (model, target, in_reference, in_model))
     rule = _Rule(inclusion_radius, thresholds)
-    if restypes is not None:
-        model, in_model = _better_naming(model, target, in_reference, in_model, twin_atoms(restypes), rule)
-    atoms = Atoms.of(model, target, in_reference, in_model)
-    n_batch, n = model.shape[:2]
-    conserved, judged = (count.view(n_batch, n) for count in _counts(atoms, rule))
+
+    def work(own: slice) -> tuple[Tensor, Tensor]:
+        parts = model[own], target[own], in_reference[own], in_model[own]
+        return _counts(*parts, None if restypes is None else twin_atoms(restypes[own]), rule)
+
+    n_batch = len(model)
+    step = max(1, -(-n_batch // (SLICES_PER_WORKER * n_workers(model.device))))
+    slices = [slice(first, first + step) for first in range(0, max(1, n_batch), step)]
+    counts = side_by_side(work, slices, model.device)
+    conserved, judged = (torch.cat(parts) for parts in zip(*counts, strict=True))
     total = judged.sum(dim=1)
     score = conserved.sum(dim=1) / (len(thresholds) * total)
     per_residue = conserved / (len(thresholds) * judged)
@@ -126,8 +134,13 @@ class _Rule:
     thresholds: tuple[float, ...]
 
 
-def _counts(atoms: Atoms, rule: _Rule) -> tuple[Tensor, Tensor]:
-    """Conserved (summed over thresholds) and judged distances of every residue: two flat `(b n,)` int64 tensors."""
+def _counts(
+    model: Tensor, target: Tensor, in_reference: Tensor, in_model: Tensor, twin: Tensor | None, rule: _Rule
+) -> tuple[Tensor, Tensor]:
+    """Conserved (summed over thresholds) and judged distances of every residue: two `(b, n)` int64 tensors."""
+    if twin is not None:
+        model, in_model = _better_naming(model, target, in_reference, in_model, twin, rule)
+    atoms = Atoms.of(model, target, in_reference, in_model)
     conserved = atoms.residue.new_zeros(atoms.n_residues)
     judged = torch.zeros_like(conserved)
     for near in neighbour_pairs(atoms, rule.radius):
@@ -136,7 +149,8 @@ def _counts(atoms: Atoms, rule: _Rule) -> tuple[Tensor, Tensor]:
             owner = atoms.residue.index_select(0, place)
             conserved.scatter_add_(0, owner, kept)
             judged.scatter_add_(0, owner, judgement)
-    return conserved, judged
+    shape = model.shape[:2]
+    return conserved.view(shape), judged.view(shape)
 
 
 def _kept(near: Near, distances: Tensor, rule: _Rule) -> Tensor:

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from protfold_peft.metrics import search as tmscore
-from protfold_peft.metrics.search import Found, Pairs, States
+from protfold_peft.metrics.search import Found, keep_best, store
+from protfold_peft.metrics.side_by_side import side_by_side
+from protfold_peft.metrics.states import Pairs, States, blocks, by_size, distance_weights, motions, seeds
 
 STARTS_PER_LENGTH = 16
 ITERATIONS = 20
@@ -26,8 +28,8 @@ ITERATIONS = 20
 def search(mobile: Tensor, target: Tensor, matched: Tensor, d0: Tensor) -> Found:
     """TMscore's search and the reweighted one behind it; arguments as in `search.search`, no cutoffs."""
     found = tmscore.search(mobile, target, matched, d0)
-    limit = tmscore.SEEDS_CPU if mobile.device.type == "cpu" else tmscore.SEEDS_GPU
-    for places in tmscore.by_size(matched.sum(dim=1), limit):
+
+    def work(places: Tensor) -> tuple[Pairs, Found]:
         pairs = Pairs.of(mobile[places], target[places], matched[places], d0[places])
         moved = (found.rotation[places] @ pairs.mobile_mean[..., None]).squeeze(-1)
         best = Found(
@@ -37,14 +39,18 @@ def search(mobile: Tensor, target: Tensor, matched: Tensor, d0: Tensor) -> Found
             within=found.within[places],
         )
         _climb(pairs, best)
-        tmscore.store(found, places, pairs, best)
+        return pairs, best
+
+    groups = by_size(matched.sum(dim=1))
+    for places, (pairs, best) in zip(groups, side_by_side(work, groups, mobile.device), strict=True):
+        store(found, places, pairs, best)
     return found
 
 
 def _climb(pairs: Pairs, best: Found) -> None:
     """Improve `best`, in place."""
-    states = tmscore.seeds(pairs, STARTS_PER_LENGTH)
-    rotation, translation = tmscore.motions(states.sums)
+    states = seeds(pairs, STARTS_PER_LENGTH)
+    rotation, translation = motions(states.sums)
     # TMscore's superposition is one start more for every pair.
     pair = torch.cat([states.pair, torch.arange(len(pairs.d0), device=states.pair.device)])
     pair, order = pair.sort(stable=True)
@@ -52,23 +58,23 @@ def _climb(pairs: Pairs, best: Found) -> None:
     translation = torch.cat([translation, best.translation.T], dim=1)[:, order]
     for _ in range(ITERATIONS):
         states = _reweighted(pairs, pair, rotation, translation)
-        rotation, translation = tmscore.motions(states.sums)
+        rotation, translation = motions(states.sums)
     total = _totals(pairs, pair, rotation, translation)
-    tmscore.keep_best(best, pair, total, rotation, translation)
+    keep_best(best, pair, total, rotation, translation)
 
 
 def _reweighted(pairs: Pairs, pair: Tensor, rotation: Tensor, translation: Tensor) -> States:
-    weights = tmscore.distance_weights(rotation, translation, pairs.d0[pair])
+    weights = distance_weights(rotation, translation, pairs.d0[pair])
     sums = torch.empty_like(weights)
-    for block in tmscore.blocks(pair, pairs.distances.shape[-1]):
+    for block in blocks(pair, pairs.distances.shape[-1]):
         kernel = (weights[block.state] @ pairs.distances[block.pair]).reciprocal_()
         sums[block.state] = kernel.square_() @ pairs.sums[block.pair]
     return States(pair, sums)
 
 
 def _totals(pairs: Pairs, pair: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
-    weights = tmscore.distance_weights(rotation, translation, pairs.d0[pair])
+    weights = distance_weights(rotation, translation, pairs.d0[pair])
     total = weights.new_empty(len(pair))
-    for block in tmscore.blocks(pair, pairs.distances.shape[-1]):
+    for block in blocks(pair, pairs.distances.shape[-1]):
         total[block.state] = (weights[block.state] @ pairs.distances[block.pair]).reciprocal_().sum(dim=-1)
     return total

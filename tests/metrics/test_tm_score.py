@@ -30,9 +30,9 @@ from scored_pairs import (
 )
 
 from protfold_peft.errors import NonFiniteError
-from protfold_peft.metrics import search as search_module
+from protfold_peft.metrics import states as states_module
 from protfold_peft.metrics import tm_score
-from protfold_peft.metrics.search import seeds
+from protfold_peft.metrics.states import seeds
 
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-4}
 SEEDS = st.integers(0, 2**32 - 1)
@@ -253,8 +253,8 @@ class TestHowItIsComputed:
         models = [perturbed(chain, kind, rng)[0] for chain, kind in zip(chains, KINDS * 2)]
         inputs = padded(models, 0.0), padded(chains, 0.0), padded([np.ones(len(c), dtype=bool) for c in chains], False)
         expected = {search: tm_score(*inputs, search=search).score for search in ("tmscore", "irls")}
-        monkeypatch.setattr(search_module, "BLOCK_CPU", 1000)
-        monkeypatch.setattr(search_module, "SEEDS_CPU", 300)
+        monkeypatch.setattr(states_module, "BLOCK_CPU", 1000)
+        monkeypatch.setattr(states_module, "SEEDS_CPU", 300)
         for search, score in expected.items():
             torch.testing.assert_close(tm_score(*inputs, search=search).score, score, atol=1e-9, rtol=0)
 
@@ -272,7 +272,7 @@ class TestHowItIsComputed:
         fragments = sorted((length, start) for length in lengths for start in range(n - length + 1))
         x = torch.zeros(1, n, 3).double()
         number = torch.arange(n).double()
-        pairs = search_module.Pairs.of(x, x, torch.ones(1, n, dtype=torch.bool), torch.ones(1).double())
+        pairs = states_module.Pairs.of(x, x, torch.ones(1, n, dtype=torch.bool), torch.ones(1).double())
         sums = pairs.sums.clone()
         sums[0, :, 0] = number
         states = seeds(replace(pairs, sums=sums))
