@@ -35,6 +35,7 @@ INCLUSION_RADIUS = 15.0
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)
 # Samples differ in how long they take: with a few slices of the batch for each core none waits long for the last.
 SLICES_PER_WORKER = 4
+_JUDGED = 1 << 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,27 +142,24 @@ def _counts(
     if twin is not None:
         model, in_model = _better_naming(model, target, in_reference, in_model, twin, rule)
     atoms = Atoms.of(model, target, in_reference, in_model)
-    conserved = atoms.residue.new_zeros(atoms.n_residues)
-    judged = torch.zeros_like(conserved)
+    # One number per atom holds both counts, the judged ones above the conserved: half the additions.
+    counts = torch.zeros_like(atoms.residue)
     for near in neighbour_pairs(atoms, rule.radius):
-        kept, judgement = _kept(near, near.distances, rule), near.judged.long()
-        for place in (near.first, near.second):
-            owner = atoms.residue.index_select(0, place)
-            conserved.scatter_add_(0, owner, kept)
-            judged.scatter_add_(0, owner, judgement)
-    shape = model.shape[:2]
-    return conserved.view(shape), judged.view(shape)
+        count = near.judged.long().mul_(_JUDGED).add_(_kept(near, near.distances, rule))
+        counts.scatter_add_(0, near.first, count).scatter_add_(0, near.second, count)
+    of_residue = atoms.residue.new_zeros(atoms.n_residues).scatter_add_(0, atoms.residue, counts).view(model.shape[:2])
+    return of_residue % _JUDGED, of_residue // _JUDGED
 
 
 def _kept(near: Near, distances: Tensor, rule: _Rule) -> Tensor:
-    """`(p,)` at how many thresholds the model keeps these distances; NaN is kept at none."""
+    """`(p,)` int8 at how many thresholds the model keeps these distances; NaN is kept at none."""
     difference = (distances[:, 1] - distances[:, 0]).abs_()
     # Bytes, as adding up is most of the work.
     kept = near.judged.to(torch.int8)
     total = torch.zeros_like(kept)
     for threshold in rule.thresholds:
         total += (difference <= threshold).view(torch.int8)
-    return total.mul_(kept).long()
+    return total.mul_(kept)
 
 
 def _better_naming(
@@ -177,6 +175,6 @@ def _better_naming(
     for near in neighbour_pairs(atoms, rule.radius, has_twin):
         exchanged_distances = pair_distances(other, near.first, near.second)
         difference = _kept(near, exchanged_distances, rule) - _kept(near, near.distances, rule)
-        gain.scatter_add_(0, atoms.residue[near.first], difference)
+        gain.scatter_add_(0, atoms.residue[near.first], difference.long())
     better = (gain > 0).view(model.shape[:2])[..., None]
     return torch.where(better[..., None], exchanged, model), torch.where(better, exchanged_in_model, in_model)

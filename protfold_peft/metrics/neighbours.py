@@ -16,7 +16,7 @@ from torch import Tensor
 
 # Distances computed at a time: on a CPU what its caches hold, on a GPU what keeps it busy; 4 bytes each, some three
 # arrays of them live, and 100 bytes for every pair found near.
-BLOCK_CPU = 1 << 18
+BLOCK_CPU = 1 << 17
 BLOCK_GPU = 1 << 25
 # float32 of centred coordinates is good to 1e-4 A in structures a thousand angstrom wide.
 _MARGIN = 0.01
@@ -154,7 +154,7 @@ def neighbour_pairs(atoms: Atoms, radius: float, kind: Tensor | None = None) -> 
         return
     budget = BLOCK_CPU if atoms.residue.device.type == "cpu" else BLOCK_GPU
     # A few bands of rows, for each of which columns before it need no look when every pair is to come once.
-    bands = 1 if kind is not None else 4
+    bands = 1 if kind is not None else 8
     n_band = max(1, min(-(-n_rows // bands), budget // n_columns))
     n_samples = max(1, budget // (n_band * n_columns))
     for sample in range(0, n_batch, n_samples):
