@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protfold_peft.metrics.rotation import closed_form_rotation
+from protfold_peft.metrics.rotation import best_rotation
 from protfold_peft.metrics.side_by_side import n_workers
 
 SHORTEST_SEED = 4
@@ -152,7 +152,7 @@ def motions(sums: Tensor) -> tuple[Tensor, Tensor]:
     per_point = columns[16].clamp_min(1e-300).reciprocal()
     x, y = x * per_point, y * per_point
     b = [torch.addcmul(products[i] * per_point, y[i // 3], x[i % 3], value=-1) for i in range(9)]
-    rotation = closed_form_rotation(b)
+    rotation = best_rotation(b)
     translation = []
     for row in range(3):
         value = torch.addcmul(y[row], rotation[3 * row], x[0], value=-1)
