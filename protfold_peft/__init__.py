@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from protfold_peft.version import __version__
 
 if TYPE_CHECKING:
-    from protfold_peft.adapters import LoRTAConfig
+    from protfold_peft.adapters import LoRTAConfig, LoTRConfig, TensLoRAConfig, TensorTrainConfig, TeRAConfig
     from protfold_peft.folding.load import LoadedModel, load_model
     from protfold_peft.folding.model import EsmFold
     from protfold_peft.folding.predict import predict, predict_batch
@@ -27,9 +27,13 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "EsmFold": "protfold_peft.folding.model",
     "LoRTAConfig": "protfold_peft.adapters",
+    "LoTRConfig": "protfold_peft.adapters",
     "LoadedModel": "protfold_peft.folding.load",
     "Prediction": "protfold_peft.folding.types",
     "Record": "protfold_peft.folding.types",
+    "TeRAConfig": "protfold_peft.adapters",
+    "TensLoRAConfig": "protfold_peft.adapters",
+    "TensorTrainConfig": "protfold_peft.adapters",
     "load_model": "protfold_peft.folding.load",
     "predict": "protfold_peft.folding.predict",
     "predict_batch": "protfold_peft.folding.predict",
@@ -44,10 +48,14 @@ __all__ = [
     "Chain",
     "EsmFold",
     "LoRTAConfig",
+    "LoTRConfig",
     "LoadedModel",
     "Prediction",
     "Record",
     "Structure",
+    "TeRAConfig",
+    "TensLoRAConfig",
+    "TensorTrainConfig",
     "__version__",
     "load_model",
     "predict",

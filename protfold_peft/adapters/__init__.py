@@ -1,9 +1,19 @@
 """The shared adapter core: sites, tensor networks, and the PEFT tuner around them. Knows nothing of proteins."""
 
 from protfold_peft.adapters.checks import DeadAdapterError, DeadSite, GradientCheck, check_gradients
-from protfold_peft.adapters.config import LoRTAConfig, TensorAdapterConfig, TensorPeftType
+from protfold_peft.adapters.config import (
+    LoRTAConfig,
+    LoTRConfig,
+    SiteLoRAConfig,
+    TensLoRAConfig,
+    TensorAdapterConfig,
+    TensorPeftType,
+    TensorTrainConfig,
+    TeRAConfig,
+    register_network,
+)
 from protfold_peft.adapters.describe import AdapterDescription, GroupDescription, describe_adapters
-from protfold_peft.adapters.layer import BrokenAdapterError, TensorLinear
+from protfold_peft.adapters.layer import BrokenAdapterError, MixedBatchError, TensorLinear
 from protfold_peft.adapters.loading import load_adapter
 from protfold_peft.adapters.model import TensorAdapterModel
 from protfold_peft.adapters.register import register
@@ -18,15 +28,22 @@ __all__ = [
     "GroupDescription",
     "HeadSplit",
     "LoRTAConfig",
+    "LoTRConfig",
+    "MixedBatchError",
     "Site",
+    "SiteLoRAConfig",
+    "TeRAConfig",
+    "TensLoRAConfig",
     "TensorAdapterConfig",
     "TensorAdapterModel",
     "TensorLinear",
     "TensorPeftType",
+    "TensorTrainConfig",
     "check_gradients",
     "describe_adapters",
     "load_adapter",
     "register",
+    "register_network",
 ]
 
 register()

@@ -15,7 +15,6 @@ import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
-from protfold_peft.adapters.networks import build_networks
 from protfold_peft.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ _FACTORS = "base_model.tensor_factors."
 def factor_shapes(config: TensorAdapterConfig) -> dict[str, tuple[int, ...]]:
     """The name in a saved file and the shape of every factor that this configuration describes."""
     with torch.device("meta"):
-        networks = build_networks(config.network, config.sites, config.network_options())
+        networks = config.build()
     return {_FACTORS + name: tuple(factor.shape) for name, factor in networks.state_dict().items()}
 
 

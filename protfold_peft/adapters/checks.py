@@ -9,7 +9,7 @@ when the zero-initialised factor makes the gradients of all others vanish.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from protfold_peft.adapters.layer import TensorLinear
+from protfold_peft.adapters.sites import Site
 from protfold_peft.errors import ConfigError, ProtfoldError
 
 
@@ -32,7 +33,7 @@ class DeadAdapterError(ProtfoldError):
 
 @dataclass(frozen=True)
 class DeadSite:
-    """An adapted module whose output got no gradient; `ran` tells whether the forward pass used it at all."""
+    """An adapted module, or part of a fused one, whose output got no gradient; `ran` tells whether the forward pass used it at all."""
 
     path: str
     ran: bool
@@ -53,14 +54,20 @@ class GradientCheck:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = {
-            layer.tensor_sites[name].path: layer
-            for layer in model.modules()
-            if isinstance(layer, TensorLinear) and not layer.disable_adapters and not layer.merged
-            for name in layer.active_adapters
-            if name in layer.tensor_sites and any(factor.requires_grad for factor in layer.network(name).parameters())
-        }
-        if not self._layers:
+        self._sites: dict[str, Site] = {}
+        self._layers: list[TensorLinear] = []
+        for layer in model.modules():
+            if isinstance(layer, TensorLinear) and not layer.disable_adapters and not layer.merged:
+                watched = {
+                    site.key: site
+                    for name in layer.active_adapters
+                    for site in layer.tensor_sites.get(name, ())
+                    if any(factor.requires_grad for factor in layer.network(name, site).parameters())
+                }
+                if watched:
+                    self._sites |= watched
+                    self._layers.append(layer)
+        if not self._sites:
             raise ConfigError(
                 "no active tensor adapter of this model is trainable; add one with get_peft_model, "
                 "or load it with is_trainable=True"
@@ -72,9 +79,9 @@ class GradientCheck:
     def attach(self) -> None:
         """Start watching; a second call changes nothing."""
         if not self._handles:
-            self._handles = [
-                layer.register_forward_hook(partial(self._forward_hook, path)) for path, layer in self._layers.items()
-            ]
+            for layer in self._layers:
+                sites = {site for sites in layer.tensor_sites.values() for site in sites if site.key in self._sites}
+                self._handles.append(layer.register_forward_hook(partial(self._forward_hook, sites)))
 
     def detach(self) -> None:
         """Stop watching. What was seen is kept."""
@@ -89,22 +96,24 @@ class GradientCheck:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    def _forward_hook(self, path: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._ran.add(path)
+    def _forward_hook(self, sites: Iterable[Site], layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._ran |= {site.key for site in sites}
         if output.requires_grad:
-            output.register_hook(partial(self._backward_hook, path))
+            output.register_hook(partial(self._backward_hook, sites))
 
-    def _backward_hook(self, path: str, gradient: Tensor) -> None:
-        alive = gradient.detach().ne(0).any()
-        self._alive[path] = alive | self._alive[path] if path in self._alive else alive
+    def _backward_hook(self, sites: Iterable[Site], gradient: Tensor) -> None:
+        for site in sites:
+            own = gradient.detach() if site.rows is None else site.rows.take(gradient.detach())
+            alive = own.ne(0).any()
+            self._alive[site.key] = alive | self._alive[site.key] if site.key in self._alive else alive
 
     def dead_sites(self) -> tuple[DeadSite, ...]:
         """The sites whose output has had no gradient but zero since the check was made, in the model's order.
 
         Before the first backward pass these are all sites.
         """
-        reached = {path for path, alive in self._alive.items() if bool(alive)}
-        return tuple(DeadSite(path, path in self._ran) for path in self._layers if path not in reached)
+        reached = {key for key, alive in self._alive.items() if bool(alive)}
+        return tuple(DeadSite(key, key in self._ran) for key in self._sites if key not in reached)
 
     def raise_if_dead(self) -> None:
         """Call after a backward pass.
@@ -121,7 +130,7 @@ class GradientCheck:
         else:
             remedy = "the forward pass did not use them: leave them out of target_modules"
         raise DeadAdapterError(
-            f"no gradient reaches {len(dead)} of {len(self._layers)} adapted modules ({listed}); {remedy}", dead
+            f"no gradient reaches {len(dead)} of {len(self._sites)} adapted modules ({listed}); {remedy}", dead
         )
 
 

@@ -1,7 +1,7 @@
 """The configuration of a tensor adapter, as PEFT keeps, saves and loads it.
 
 There is one PEFT type for every network, because PEFT refuses adapters of different types in one model. The field
-`network` says which network it is, and each network has a face of its own: `LoRTAConfig` for "cp".
+`network` says which network it is, and each network has a face of its own: `LoRTAConfig` for "cp", and so on.
 """
 
 from __future__ import annotations
@@ -16,11 +16,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig
+from torch import nn
 
 from protfold_peft.adapters.checkpoint import check_directory
-from protfold_peft.adapters.networks import NETWORKS
+from protfold_peft.adapters.discovery import Targets
+from protfold_peft.adapters.networks import NETWORKS, TensorNetwork, build_networks
+from protfold_peft.adapters.networks.tucker import MODES, VARIANTS
 from protfold_peft.adapters.sites import Site
 from protfold_peft.errors import CheckpointError, ConfigError
+
+# How the heads of every site lie, by name: their axis (None: the one that the model divides), and whether the elements
+# of one head are spread.
+HEAD_LAYOUTS: dict[str, tuple[str | None, bool]] = {
+    "consistent": (None, False),
+    "authors_peft": ("input", False),
+    "authors_litgpt": ("output", False),
+    "interleaved": (None, True),
+}
 
 
 class TensorPeftType(str, Enum):  # noqa: UP042 (PEFT reads the name out of `str(member)`, which StrEnum changes)
@@ -36,16 +48,18 @@ class TensorAdapterConfig(PeftConfig):
     Args:
         network: The tensor network, a key of `NETWORKS`.
         r: Rank.
-        alpha: The update is scaled by `alpha / r`.
-        use_rslora: Scale by `alpha / sqrt(r)` instead.
-        init: How the factors are drawn; see `reset_parameters` of the network.
-        head_layout: Which axis heads divide: `consistent`, the one that they divide in the model.
+        init: How the factors are drawn; see `reset_parameters` of the network. With `rank_stable` the first Adam step
+            changes the weights equally at every rank.
         target_modules: Ends of module paths or whole paths; a string is a regular expression for whole paths, or
-            `all-linear`. None takes the query, key, value and output projections.
+            `all-linear`. None takes the query, key, value and output projections of a known architecture.
+        exclude_modules: Modules to leave out, in the same forms.
+        layers_to_transform: Indices of the layers to adapt; None: all.
+        layers_pattern: Name of the module list that `layers_to_transform` counts in, for models we do not know.
         dropout: Probability of dropping an input of the update while training.
         bias: `none`; biases are not trained.
         modules_to_save: Modules trained in full and saved with the adapter, such as a new head.
         init_weights: False starts from a random update instead of none (for tests).
+        head_layout: How attention heads divide the axes: `consistent`, as in the model.
         layout: Filled in when the adapter is made, and read when it is loaded: which module is which row and column
             of the shared tensor.
 
@@ -54,18 +68,20 @@ class TensorAdapterConfig(PeftConfig):
     """
 
     faces: ClassVar[dict[str, type[TensorAdapterConfig]]] = {}
+    head_layouts: ClassVar[tuple[str, ...]] = ("consistent",)
 
     network: str = field(default="cp", metadata={"help": "tensor network"})
     r: int = field(default=8, metadata={"help": "rank"})
-    alpha: float = field(default=8.0, metadata={"help": "the update is scaled by alpha / r"})
-    use_rslora: bool = field(default=False, metadata={"help": "scale by alpha / sqrt(r)"})
     init: str = field(default="authors", metadata={"help": "authors, orthogonal or rank_stable"})
-    head_layout: str = field(default="consistent", metadata={"help": "which axis attention heads divide"})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "modules to adapt"})
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "modules to leave out"})
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "layers to adapt"})
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "module list of the layers"})
     dropout: float = field(default=0.0, metadata={"help": "dropout on the update's input"})
     bias: str = field(default="none", metadata={"help": "none"})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules trained in full"})
     init_weights: bool = field(default=True, metadata={"help": "start from no update"})
+    head_layout: str = field(default="consistent", metadata={"help": "how attention heads divide the axes"})
     layout: dict[str, Any] | None = field(default=None, metadata={"help": "resolved sites; filled in"})
 
     def __new__(cls, *args: Any, **kwargs: Any) -> TensorAdapterConfig:
@@ -87,32 +103,56 @@ class TensorAdapterConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = TensorPeftType.TENSOR_NETWORK
+        face = self.faces.get(self.network)
+        if face is not None and not isinstance(self, face):
+            raise ConfigError(f"{type(self).__name__} is not the face of network '{self.network}'; use {face.__name__}")
         # A layout given here was read from a file and is binding; one that is filled in later can be made anew.
         self.layout_is_stored = self.layout is not None
-        if isinstance(self.target_modules, (set, tuple)):
-            self.target_modules = sorted(self.target_modules)
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(value := getattr(self, name), (set, tuple)):
+                setattr(self, name, sorted(value))
         if type(self.r) is not int or self.r < 1:
             raise ConfigError(f"r={self.r!r} is not a rank; use a whole number from 1")
-        if not (isinstance(self.alpha, (int, float)) and math.isfinite(self.alpha) and self.alpha > 0):
-            raise ConfigError(f"alpha={self.alpha!r} is not a scale; use a number above 0")
-        if not (isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1):
+        if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
             raise ConfigError(f"dropout={self.dropout!r} is not a probability; use 0 or more and less than 1")
         if self.bias != "none":
             raise ConfigError(f"bias='{self.bias}' is not supported: tensor adapters train no biases; use 'none'")
-        if self.head_layout != "consistent":
-            raise ConfigError(f"head_layout='{self.head_layout}' is not supported yet; use 'consistent'")
-        inits = NETWORKS[self.network].inits
-        if self.init not in inits:
-            raise ConfigError(f"init='{self.init}' is not known to network '{self.network}'; use {', '.join(inits)}")
+        _one_of("head_layout", self.head_layout, self.head_layouts)
+        _one_of("init", self.init, NETWORKS[self.network].inits)
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ConfigError("layers_pattern is given without layers_to_transform; name the layers too, or leave it out")
 
     @property
-    def scale(self) -> float:
+    def scaling(self) -> float:
         """The factor in front of the update."""
-        return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+        raise NotImplementedError
+
+    @property
+    def targets(self) -> Targets:
+        """Which maps of a model the adapter is for."""
+        return Targets(self.target_modules, self.exclude_modules, self.layers_to_transform, self.layers_pattern)
 
     def network_options(self) -> dict[str, Any]:
-        """The arguments with which the network's factors are made."""
-        return {"rank": self.r, "scale": self.scale, "alpha": self.alpha}
+        """The arguments with which the factors of every group are made."""
+        return {"scale": self.scaling}
+
+    def plan_options(self) -> dict[str, Any]:
+        """What the network's `plan` is told, beside the groups."""
+        return {}
+
+    def build(self) -> nn.ModuleDict:
+        """The factors of all groups, allocated but not drawn.
+
+        Raises:
+            CheckpointError: The stored layout is damaged.
+        """
+        groups = (self.layout or {}).get("groups", {})
+        try:
+            return build_networks(self.network, self.sites, self.network_options(), groups)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, (CheckpointError, ConfigError)):
+                raise
+            raise CheckpointError(f"the groups of the adapter's layout are damaged ({error}); save it again") from error
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -125,9 +165,14 @@ class TensorAdapterConfig(PeftConfig):
             entries = dict((self.layout or {})["sites"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError("the adapter's configuration holds no layout of sites; save it again") from error
-        sites = [Site.from_json(path, entry) for path, entry in entries.items()]
+        sites = [Site.from_json(key, entry) for key, entry in entries.items()]
         # JSON sorts by path; put them back into the model's order.
-        return tuple(sorted(sites, key=lambda site: (site.layer, site.group, site.column)))
+        return tuple(sorted(sites, key=lambda site: (site.layer, site.group, site.column, site.path)))
+
+    @property
+    def site_paths(self) -> set[str]:
+        """The modules that have sites."""
+        return {key.partition("[")[0] for key in (self.layout or {}).get("sites", {})}
 
     @classmethod
     def from_pretrained(
@@ -149,15 +194,193 @@ class TensorAdapterConfig(PeftConfig):
 
 
 @dataclass
-class LoRTAConfig(TensorAdapterConfig):
-    """LoRTA: one CP tensor for all heads, layers and matrices. See `networks.cp`."""
+class _AlphaConfig(TensorAdapterConfig):
+    """Networks whose update is scaled by `alpha / r`.
+
+    Args:
+        alpha: Numerator of the scale.
+        use_rslora: Scale by `alpha / sqrt(r)` instead.
+    """
+
+    alpha: float = field(default=8.0, metadata={"help": "the update is scaled by alpha / r"})
+    use_rslora: bool = field(default=False, metadata={"help": "scale by alpha / sqrt(r)"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("alpha", self.alpha)
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    def network_options(self) -> dict[str, Any]:
+        return {"rank": self.r, "scale": self.scaling, "alpha": self.alpha}
+
+
+@dataclass
+class LoRTAConfig(_AlphaConfig):
+    """LoRTA: one CP tensor for all heads, layers and matrices. See `networks.cp`.
+
+    Args:
+        head_layout: `consistent`: heads divide the output axis of query, key and value and the input axis of the
+            output projection, as in the model. `authors_peft` and `authors_litgpt`: the input axis, or the output
+            axis, of every matrix, as in the authors' two code bases; for loading their adapters.
+    """
+
+    head_layouts: ClassVar[tuple[str, ...]] = ("consistent", "authors_peft", "authors_litgpt")
 
     network: str = field(default="cp", metadata={"help": "cp"})
 
+
+@dataclass
+class LoTRConfig(_AlphaConfig):
+    """LoTR: shared left and right factors, a small core for each site. See `networks.tucker2`."""
+
+    network: str = field(default="tucker2", metadata={"help": "tucker2"})
+
+
+@dataclass
+class TensorTrainConfig(_AlphaConfig):
+    """Tensor-Train: a chain of small matrices for layer and kind between shared ends. See `networks.tensor_train`.
+
+    Args:
+        heads: Split attention projections into heads, with a small matrix for each head: fewer parameters.
+    """
+
+    network: str = field(default="tensor_train", metadata={"help": "tensor_train"})
+    heads: bool = field(default=False, metadata={"help": "a core for each attention head"})
+
+    def network_options(self) -> dict[str, Any]:
+        return super().network_options() | {"heads": self.heads}
+
+
+@dataclass
+class SiteLoRAConfig(_AlphaConfig):
+    """LoRA in this tuner, to mix with tensor adapters in one model and one batch. See `networks.lora`.
+
+    Alone, PEFT's own `LoraConfig` does the same.
+    """
+
+    network: str = field(default="lora", metadata={"help": "lora"})
+
+
+@dataclass
+class TensLoRAConfig(TensorAdapterConfig):
+    """TensLoRA: the Tucker family. See `networks.tucker`.
+
+    Args:
+        r: Rank of every mode (isorank), where `ranks` says nothing else.
+        variant: Which modes share a tensor: att, qkv, depth, att_qkv, att_depth, qkv_depth or att_qkv_depth.
+        scale: Multiplies the update.
+        ranks: Ranks by mode: model, head_width, heads (or output, input), kinds, layers.
+        budget: Choose the mode ranks so that the adapter has at most this many parameters.
+        match_lora_rank: The same, with the parameters that LoRA of this rank has on the same modules as the budget.
+        head_layout: `consistent`: the elements of a head are neighbours, as in the model. `interleaved`: they are
+            spread, `index = j * heads + head`, as in the authors' code.
+    """
+
+    head_layouts: ClassVar[tuple[str, ...]] = ("consistent", "interleaved")
+
+    network: str = field(default="tucker", metadata={"help": "tucker"})
+    variant: str = field(default="att_qkv_depth", metadata={"help": "which modes share a tensor"})
+    scale: float = field(default=1.0, metadata={"help": "multiplies the update"})
+    ranks: dict[str, int] | None = field(default=None, metadata={"help": "ranks by mode"})
+    budget: int | None = field(default=None, metadata={"help": "parameters to choose the ranks for"})
+    match_lora_rank: int | None = field(default=None, metadata={"help": "LoRA's rank to match in parameters"})
+
     def __post_init__(self) -> None:
-        if self.network != "cp":
-            raise ConfigError(f"LoRTAConfig is the face of network 'cp', not of '{self.network}'")
         super().__post_init__()
+        _one_of("variant", self.variant, VARIANTS)
+        _positive("scale", self.scale)
+        for mode, rank in (self.ranks or {}).items():
+            _one_of("ranks: mode", mode, MODES)
+            if type(rank) is not int or rank < 1:
+                raise ConfigError(f"ranks: {mode}={rank!r} is not a rank; use a whole number from 1")
+        if sum(value is not None for value in (self.ranks, self.budget, self.match_lora_rank)) > 1:
+            raise ConfigError("ranks, budget and match_lora_rank each choose the mode ranks; give one of them")
+        for name in ("budget", "match_lora_rank"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(f"{name}={value!r} is not a number of parameters or a rank; use a whole number from 1")
+
+    @property
+    def scaling(self) -> float:
+        return self.scale
+
+    def network_options(self) -> dict[str, Any]:
+        return {"variant": self.variant, "scale": self.scale}
+
+    def plan_options(self) -> dict[str, Any]:
+        return {
+            "variant": self.variant,
+            "r": self.r,
+            "ranks": self.ranks,
+            "budget": self.budget,
+            "match_lora_rank": self.match_lora_rank,
+        }
 
 
-TensorAdapterConfig.faces.update(cp=LoRTAConfig)
+@dataclass
+class TeRAConfig(TensorAdapterConfig):
+    """TeRA: a frozen random tensor network with trained vectors. See `networks.random_tucker`.
+
+    Args:
+        r: Rank of every mode, at most the mode's length. Rank of an update: up to `r ** axis_factors`.
+        scale: Multiplies the update.
+        axis_factors: Into how many modes each axis of a weight is factored.
+        seed: Of the frozen tensors.
+        save_frozen: Keep the frozen tensors in saved files. They are drawn again from the seed otherwise.
+    """
+
+    network: str = field(default="random_tucker", metadata={"help": "random_tucker"})
+    scale: float = field(default=1.0, metadata={"help": "multiplies the update"})
+    axis_factors: int = field(default=2, metadata={"help": "modes of each axis"})
+    seed: int = field(default=0, metadata={"help": "of the frozen tensors"})
+    save_frozen: bool = field(default=False, metadata={"help": "keep the frozen tensors in saved files"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _positive("scale", self.scale)
+        if type(self.axis_factors) is not int or not 1 <= self.axis_factors <= 8:
+            raise ConfigError(f"axis_factors={self.axis_factors!r}: use a whole number from 1 to 8")
+        if type(self.seed) is not int or not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed={self.seed!r}: use a whole number from 0 to 2^32 - 1")
+
+    @property
+    def scaling(self) -> float:
+        return self.scale
+
+    def network_options(self) -> dict[str, Any]:
+        return {"scale": self.scale, "seed": self.seed, "init": self.init, "save_frozen": self.save_frozen}
+
+    def plan_options(self) -> dict[str, Any]:
+        return {"r": self.r, "axis_factors": self.axis_factors}
+
+
+def register_network(name: str, network: type[TensorNetwork], face: type[TensorAdapterConfig]) -> None:
+    """Make a network known: `face`, whose `network` is `name` by default, then is a PEFT method like the others.
+
+    See docs/adding_a_method.md.
+    """
+    NETWORKS[name] = network
+    TensorAdapterConfig.faces[name] = face
+
+
+for _face in (LoRTAConfig, LoTRConfig, TensLoRAConfig, TeRAConfig, TensorTrainConfig, SiteLoRAConfig):
+    register_network(_face.network, NETWORKS[_face.network], _face)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _positive(name: str, value: Any) -> None:
+    if not (_is_number(value) and value > 0):
+        raise ConfigError(f"{name}={value!r} is not a scale; use a number above 0")
+
+
+def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ConfigError(f"{name}='{value}' is not known; {hint}use {', '.join(choices)}")

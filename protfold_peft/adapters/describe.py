@@ -82,7 +82,7 @@ def _describe(tuner: TensorAdapterModel, name: str, model_parameters: int) -> Ad
         name=name,
         network=config.network,
         rank=config.r,
-        scale=config.scale,
+        scale=config.scaling,
         init=config.init,
         active=name in tuner.active_adapters,
         groups=groups,

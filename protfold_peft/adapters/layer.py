@@ -1,94 +1,230 @@
-"""The layer that PEFT puts in the place of an adapted `nn.Linear`.
+"""The layer that PEFT puts in the place of an adapted linear module.
 
-Legend: `...` any leading axes (batch b, tokens n), `d_in`, `d_out` the widths of the site.
+Legend: `...` any leading axes (batch b, tokens n), `d_in`, `d_out` the widths of the module, `q` the inner width of an
+update.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
 
-from protfold_peft.adapters.networks import TensorNetwork
+from protfold_peft.adapters.discovery import linear_shape
+from protfold_peft.adapters.distributed import refuse_reentrant_checkpointing
+from protfold_peft.adapters.networks import LowRankNetwork, TensorNetwork
+from protfold_peft.adapters.networks.base import apply_pair
 from protfold_peft.adapters.references import ModuleReferences
 from protfold_peft.adapters.sites import Site
-from protfold_peft.errors import NonFiniteError
+from protfold_peft.errors import ConfigError, NonFiniteError
 
 # Part of every factor's name and of no base module's. PEFT warns when an adapter's name lies within it, so it avoids
 # words such as "adapter" and "default".
 PREFIX = "tensor_factors"
+# The name that stands for no adapter, in a batch of mixed ones.
+BASE = "__base__"
+
+Pair = tuple[Tensor, Tensor]
 
 
 class BrokenAdapterError(NonFiniteError, ValueError):
     """An adapter whose update holds NaN or infinity; a ValueError too, as PEFT's callers expect of a safe merge."""
 
 
+class MixedBatchError(ConfigError, ValueError):
+    """`adapter_names` that cannot be served; a ValueError too, as PEFT's callers expect."""
+
+
 class TensorLinear(nn.Module, BaseTunerLayer):
-    """`y = base(x) + sum over active adapters of x dW^T`, with the factors of each `dW` owned by the tuner."""
+    """`y = base(x) + sum over active adapters of x dW^T`, with the factors of each `dW` owned by the tuner.
+
+    A module has one site, or, where it is fused, one for each of its adapted parts.
+    """
 
     adapter_layer_names = (PREFIX,)
-    other_param_names = ("tensor_sites", "tensor_dropout")
+    other_param_names = ("tensor_sites", "tensor_dropout", "tensor_weights")
 
     # What BaseTunerLayer brings, declared for the type checker, to which nn.Module.__getattr__ hides it.
     active_adapters: list[str]
     disable_adapters: bool
     merged: bool
     _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
+    get_base_layer: Callable[[], nn.Module]
     get_base_weight: Callable[[], Tensor]
     set_base_weight: Callable[[Tensor], None]
 
-    def __init__(self, base_layer: nn.Linear) -> None:
+    def __init__(self, base_layer: nn.Module, **quantization: Any) -> None:
         super().__init__()
-        self.base_layer: nn.Linear = base_layer
-        self.in_features = base_layer.in_features
-        self.out_features = base_layer.out_features
+        shape = linear_shape(base_layer)
+        assert shape is not None
+        self.base_layer = base_layer
+        self.out_features, self.in_features, self.transposed = shape
+        self.quantization_backend = resolve_quantization_backend(base_layer, **quantization)
         self.tensor_factors = ModuleReferences()
-        self.tensor_sites: dict[str, Site] = {}
+        self.tensor_sites: dict[str, tuple[Site, ...]] = {}
         self.tensor_dropout = nn.ModuleDict()
+        # Of the adapters that count other than once.
+        self.tensor_weights: dict[str, float] = {}
         self._disable_adapters = False
         self._active_adapter: str | list[str] = []
         self.merged_adapters: list[str] = []
+        # The pairs of collapsed adapters with what they were made from; None: pairs are not kept.
+        self._collapsed: dict[str, tuple[object, Pair]] | None = None
 
-    def update_layer(self, adapter_name: str, factors: TensorNetwork, site: Site, dropout: float) -> None:
-        """Add an adapter, or replace the one of this name."""
-        self.tensor_factors[adapter_name] = factors
-        self.tensor_sites[adapter_name] = site
+    def update_layer(
+        self, adapter_name: str, networks: dict[str, TensorNetwork], sites: Sequence[Site], dropout: float
+    ) -> None:
+        """Add an adapter, or replace the one of this name.
+
+        Args:
+            adapter_name: Its name.
+            networks: All its networks by group; those of the sites are kept.
+            sites: What it changes of this module.
+            dropout: Probability of dropping an input.
+        """
+        self.tensor_factors[adapter_name] = nn.ModuleDict({site.group: networks[site.group] for site in sites})
+        self.tensor_sites[adapter_name] = tuple(sites)
+        self.tensor_weights.pop(adapter_name, None)
         # A new module starts in training mode; this one must not drop inputs of a model that is in evaluation.
         self.tensor_dropout[adapter_name] = nn.Dropout(dropout).train(self.base_layer.training)
         self._move_adapter_to_device_of_base_layer(adapter_name)
 
-    def network(self, adapter_name: str) -> TensorNetwork:
-        """The factors that this layer's adapter uses."""
-        return cast(TensorNetwork, self.tensor_factors[adapter_name])
+    def network(self, adapter_name: str, site: Site) -> TensorNetwork:
+        """The factors that a site of this layer uses."""
+        return cast(TensorNetwork, cast(nn.ModuleDict, self.tensor_factors[adapter_name])[site.group])
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
         """`(..., d_in)` to `(..., d_out)`, in the base layer's number format.
 
         The update is computed in the factors' format (or autocast's) and rounded once, after the sum.
+
+        Args:
+            x: Input.
+            adapter_names: The adapter of every sample of the batch, `__base__` for none; None: the active ones.
+
+        Raises:
+            MixedBatchError: See `_mixed_batch`.
         """
+        if self.training:
+            refuse_reentrant_checkpointing()
         if self.disable_adapters and self.merged:
             self.unmerge()
+        if adapter_names is not None and not self.disable_adapters:
+            return self._mixed_batch(x, list(adapter_names), *args, **kwargs)
         result = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
         dtype = result.dtype
+        if self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
         for name in self.active_adapters:
             if name in self.tensor_factors:
-                factors = self.network(name)
-                x_cast = self.tensor_dropout[name](self._cast_input_dtype(x, factors.dtype))
-                result = result + factors(x_cast, self.tensor_sites[name])
+                result = result + self.update(name, x)
         return result.to(dtype)
 
+    def update(self, adapter_name: str, x: Tensor) -> Tensor:
+        """`x dW^T` of one adapter, `(..., d_out)`, without building `dW`."""
+        sites = self.tensor_sites[adapter_name]
+        networks = [self.network(adapter_name, site) for site in sites]
+        x = self.tensor_dropout[adapter_name](self._cast_input_dtype(x, networks[0].dtype))
+        if all(isinstance(network, LowRankNetwork) for network in networks):
+            return apply_pair(x, self.pair(adapter_name))
+        weight = self.tensor_weights.get(adapter_name, 1.0)
+        parts = [self._placed(network(x, site), site) for network, site in zip(networks, sites, strict=True)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total if weight == 1 else weight * total
+
+    def _placed(self, rows: Tensor, site: Site) -> Tensor:
+        """A site's outputs `(..., n_rows)` among those of the module `(..., d_out)`."""
+        return rows if site.rows is None else site.rows.place(rows, self.out_features)
+
+    def pair(self, adapter_name: str) -> Pair:
+        """The update of one adapter of low-rank networks as `down (q, d_in)` and `up (d_out, q)`: `dW = up @ down`.
+
+        Under `collapsed` and without gradients it is kept until a factor is changed or exchanged.
+        """
+        keep = self._collapsed is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        state = None
+        if keep:
+            factors = list(self.tensor_factors[adapter_name].parameters())
+            if any(factor.is_inference() for factor in factors):  # these do not count their changes
+                keep = False
+            else:
+                state = [(factor.data_ptr(), factor.dtype, factor._version) for factor in factors]
+                state.append(self.tensor_weights.get(adapter_name, 1.0))
+        if keep and self._collapsed is not None and adapter_name in self._collapsed:
+            known, pair = self._collapsed[adapter_name]
+            if known == state:
+                return pair
+        pair = self._make_pair(adapter_name)
+        if keep and self._collapsed is not None:
+            self._collapsed[adapter_name] = state, pair
+        return pair
+
+    def _make_pair(self, adapter_name: str) -> Pair:
+        downs, ups = [], []
+        for site in self.tensor_sites[adapter_name]:
+            down, up = cast(LowRankNetwork, self.network(adapter_name, site)).pair(site)
+            downs.append(down)
+            ups.append(up if site.rows is None else self._placed(up.T, site).T)
+        down, up = (downs[0], ups[0]) if len(downs) == 1 else (torch.cat(downs), torch.cat(ups, dim=1))
+        weight = self.tensor_weights.get(adapter_name, 1.0)
+        return (down, up) if weight == 1 else (down, weight * up)
+
+    def _mixed_batch(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        """Every sample of the batch through the adapter that it names.
+
+        Raises:
+            MixedBatchError: There is not one name per sample, an adapter is merged, or the leading axis of this
+                module's input is not the batch.
+        """
+        named = [name for name in dict.fromkeys(adapter_names) if name in self.tensor_factors]
+        sites = [site for name in named for site in self.tensor_sites[name]]
+        if self.merged:
+            raise MixedBatchError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
+        if not all(site.batch_first for site in sites):
+            raise MixedBatchError(
+                f"adapter_names cannot be used with an adapter of '{sites[0].path}': the leading axis of its input is "
+                "not the batch; call the model once for each adapter, after set_adapter"
+            )
+        if len(x) != len(adapter_names):
+            raise MixedBatchError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
+        result = self.base_layer(x, *args, **kwargs)
+        if named and self.quantization_backend is not None:
+            result = self.quantization_backend.maybe_clone_base_result(result)
+        for name in named:
+            rows = torch.tensor([i for i, other in enumerate(adapter_names) if other == name], device=x.device)
+            update = self.update(name, x[rows])
+            result = result.index_add(0, rows, update.to(result.dtype))
+        return result
+
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """The dense `dW` of one adapter, `(d_out, d_in)`."""
-        return self.network(adapter_name).delta(self.tensor_sites[adapter_name])
+        """The dense `dW` of one adapter, in the shape of the module's weight: `(d_out, d_in)`, or transposed."""
+        total: Tensor | None = None
+        for site in self.tensor_sites[adapter_name]:
+            delta = self.network(adapter_name, site).delta(site)
+            part = self._placed(delta.T, site).T
+            total = part if total is None else total + part
+        assert total is not None
+        total = self.tensor_weights.get(adapter_name, 1.0) * total
+        return total.T if self.transposed else total
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the updates of the named adapters (default: the active ones) into the base weight.
+
+        A quantised weight is restored, changed and quantised anew, which loses what falls between its steps.
 
         Raises:
             BrokenAdapterError: With `safe_merge`, the merged weight would hold NaN or infinity; it is not changed.
@@ -99,7 +235,7 @@ class TensorLinear(nn.Module, BaseTunerLayer):
                 if safe_merge and not torch.isfinite(merged).all():
                     raise BrokenAdapterError(
                         f"NaNs detected in the merged weights. The adapter {name} seems to be broken: its update of "
-                        f"'{self.tensor_sites[name].path}' is not finite, and was not merged"
+                        f"'{self.tensor_sites[name][0].path}' is not finite, and was not merged"
                     )
                 self.set_base_weight(merged)
                 self.merged_adapters.append(name)
@@ -124,13 +260,22 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         # adapter. The factors are shared, so the first site of their group decides alone.
         if adapter_name not in self.tensor_factors:
             return
-        factors = self.network(adapter_name)
-        on_meta = any(parameter.is_meta for parameter in factors.parameters())
-        if self.tensor_sites[adapter_name].path == factors.sites[0].path and not on_meta:
-            factors.to(device or self.base_layer.weight.device)
+        device = device or self.get_base_layer().weight.device
+        for site in self.tensor_sites[adapter_name]:
+            factors = self.network(adapter_name, site)
+            if site.key != factors.sites[0].key:
+                continue
+            if not any(parameter.is_meta for parameter in factors.parameters()):
+                factors.to(device)
+                continue
+            for name, buffer in factors.named_buffers():  # made already, unlike the factors that are to be loaded
+                setattr(factors, name, buffer.to(device))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
+
+    def extra_repr(self) -> str:
+        return quantization_extra_repr(self)
 
     def __repr__(self) -> str:
         return "tensor." + super().__repr__()

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import resolve_quantization_backend
+from peft.utils import AuxiliaryTrainingWrapper, get_quantization_kwargs
 from peft.utils.integrations import init_empty_weights
 from torch import Tensor, nn
 
 from protfold_peft.adapters.architectures import ARCHITECTURES
 from protfold_peft.adapters.checkpoint import check_factors
 from protfold_peft.adapters.config import TensorAdapterConfig
-from protfold_peft.adapters.layer import PREFIX, TensorLinear
-from protfold_peft.adapters.layout import settle_layout
-from protfold_peft.adapters.networks import TensorNetwork, build_networks
-from protfold_peft.adapters.sites import Site, innermost
-from protfold_peft.errors import ConfigError
+from protfold_peft.adapters.discovery import innermost
+from protfold_peft.adapters.layer import BASE, PREFIX, MixedBatchError, TensorLinear
+from protfold_peft.adapters.layout import FROZEN, settle_layout
+from protfold_peft.adapters.networks import TensorNetwork
+from protfold_peft.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from protfold_peft.adapters.describe import AdapterDescription
 
 
 class TensorAdapterModel(BaseTuner):
@@ -74,9 +78,11 @@ class TensorAdapterModel(BaseTuner):
         """
         config: TensorAdapterConfig = self.peft_config[adapter_name]
         layout = settle_layout(config, model)
-        if config.layout is not None and config.layout != layout:
+        if config.layout is not None and {**config.layout, FROZEN: None} != {**layout, FROZEN: None}:
             config = copy.copy(config)
             self.peft_config[adapter_name] = config
+        elif config.layout is not None:
+            layout = config.layout
         config.layout = layout
         config.target_modules = layout["target_modules"]
         return config
@@ -84,15 +90,11 @@ class TensorAdapterModel(BaseTuner):
     def _prepare_model(self, peft_config: TensorAdapterConfig, model: nn.Module) -> None:
         """Make the factors, before the first module is replaced."""
         adapter_name, low_cpu_mem_usage = self._pending
-        sites = peft_config.sites
-        for site in sites:
-            if resolve_quantization_backend(_linear(model, site), get_apply_tensor_subclass=None) is not None:
-                raise ConfigError(f"'{site.path}' is quantised; tensor adapters do not support that yet")
         with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-            factors = build_networks(peft_config.network, sites, peft_config.network_options())
+            factors = peft_config.build()
         self._check_names(adapter_name, factors)
-        for group in factors.values():
-            self._settle(cast(TensorNetwork, group), peft_config, model)
+        for name, group in factors.items():
+            self._settle(name, cast(TensorNetwork, group), peft_config, model)
         self.tensor_factors[adapter_name] = factors
 
     def _check_names(self, adapter_name: str, factors: nn.ModuleDict) -> None:
@@ -103,26 +105,39 @@ class TensorAdapterModel(BaseTuner):
         parts = {PREFIX} | {
             part for module in networks.values() for key in module.state_dict() for part in key.split(".")
         }
-        if "." in adapter_name:
-            raise ConfigError(f"'{adapter_name}' cannot be the name of an adapter: it has a dot; choose another")
+        if "." in adapter_name or adapter_name == BASE:
+            raise ConfigError(
+                f"'{adapter_name}' cannot be the name of an adapter: it has a dot, or means none; choose another"
+            )
         if clash := sorted(adapters & parts):
             raise ConfigError(f"'{clash[0]}' cannot be the name of an adapter: it names a part of one; choose another")
 
     @staticmethod
-    def _settle(group: TensorNetwork, config: TensorAdapterConfig, model: nn.Module) -> None:
-        """Draw the factors of a group and give them the number format of its first site's weight.
+    def _settle(name: str, group: TensorNetwork, config: TensorAdapterConfig, model: nn.Module) -> None:
+        """Draw the factors of a group and give them the number format of its first site's weight; PEFT raises half
+        precision to fp32 afterwards, unless it was told not to.
 
-        PEFT raises half precision to fp32 afterwards, unless it was told not to.
+        Buffers stay as they were drawn, whatever the format: an adapter means the same on every base.
         """
-        base = _linear(model, group.sites[0])
+        group.draw_frozen()
+        checksum = group.frozen_checksum()
+        if checksum is not None and config.layout is not None:
+            stored = config.layout.setdefault(FROZEN, {}).setdefault(name, checksum)
+            if stored != checksum and not getattr(config, "save_frozen", False):
+                raise CheckpointError(
+                    f"the frozen tensors of group '{name}', drawn from the adapter's seed, are not those that it was "
+                    "trained with; save it with save_frozen=True where it was made"
+                )
         if not any(parameter.is_meta for parameter in group.parameters()):
             group.reset_parameters(config.init, zero_start=config.init_weights)
-        if base.weight.is_floating_point():
-            group.to(base.weight.dtype)
+        weight = innermost(model.get_submodule(group.sites[0].path)).weight
+        if weight.is_floating_point():
+            for parameter in group.parameters():
+                parameter.data = parameter.data.to(weight.dtype)
 
     @staticmethod
     def _check_target_module_exists(peft_config: TensorAdapterConfig, key: str) -> bool:
-        return key in (peft_config.layout or {}).get("sites", {})
+        return key in peft_config.site_paths
 
     def _create_and_replace(
         self,
@@ -134,36 +149,71 @@ class TensorAdapterModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        sites = (peft_config.layout or {})["sites"]
-        factors = self.networks(adapter_name)[sites[current_key]["group"]]
-        site = next(site for site in factors.sites if site.path == current_key)
-        if isinstance(target, TensorLinear):
-            target.update_layer(adapter_name, factors, site, peft_config.dropout)
-            return
-        layer = TensorLinear(cast(nn.Linear, target))
-        layer.update_layer(adapter_name, factors, site, peft_config.dropout)
-        self._replace_module(parent, target_name, layer, target)
+        networks = self.networks(adapter_name)
+        sites = [site for group in networks.values() for site in group.sites if site.path == current_key]
+        layer = target
+        if not isinstance(layer, TensorLinear):
+            layer = TensorLinear(target, **get_quantization_kwargs(self.model))
+        layer.update_layer(adapter_name, networks, sites, peft_config.dropout)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
 
     def networks(self, adapter_name: str) -> dict[str, TensorNetwork]:
         """The factors of one adapter, by group."""
-        return {name: cast(TensorNetwork, group) for name, group in self._factors(adapter_name).items()}
-
-    def _factors(self, adapter_name: str) -> nn.ModuleDict:
-        return cast(nn.ModuleDict, self.tensor_factors[adapter_name])
+        factors = cast(nn.ModuleDict, self.tensor_factors[adapter_name])
+        return {name: cast(TensorNetwork, group) for name, group in factors.items()}
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter and free its factors."""
         super().delete_adapter(adapter_name)
         del self.tensor_factors[adapter_name]
 
+    def describe_adapters(self) -> tuple[AdapterDescription, ...]:
+        """What every adapter consists of; see `adapters.describe_adapters`."""
+        from protfold_peft.adapters.describe import describe_adapters
+
+        return describe_adapters(self)
+
+    def add_weighted_adapter(self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
+        """Add an adapter whose update is the weighted sum of others'; see `adapters.combine`."""
+        from protfold_peft.adapters.combine import add_weighted_adapter
+
+        add_weighted_adapter(self, adapters, weights, adapter_name)
+
+    def set_adapter_weights(self, weights: dict[str, float]) -> None:
+        """Activate several adapters, each counted by its weight; see `adapters.combine`."""
+        from protfold_peft.adapters.combine import set_adapter_weights
+
+        set_adapter_weights(self, weights)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise ConfigError(
-                "adapter_names (one adapter per sample) is not supported yet by tensor adapters; "
-                "call the model once for each adapter, after set_adapter"
-            )
-        yield
+        """Hand `adapter_names`, one name per sample, to every layer for the time of a call."""
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise MixedBatchError("Cannot pass `adapter_names` when the model is in training mode.")
+        unknown = set(names) - {BASE, *self.tensor_factors}
+        if unknown:
+            raise MixedBatchError(f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}")
+        beams = kwargs.get("num_beams")
+        repeated = [name for name in names for _ in range(beams)] if isinstance(beams, int) and beams > 1 else names
+        # Beam search repeats the samples for the decoder, but the encoder sees each once.
+        find_encoder = getattr(self.model, "get_encoder", None)
+        encoder = find_encoder() if getattr(self.model.config, "is_encoder_decoder", False) and find_encoder else None
+        in_encoder = {id(module) for module in encoder.modules()} if encoder is not None else set()
+        handles = []
+        for module in self.modules():
+            if isinstance(module, (TensorLinear, AuxiliaryTrainingWrapper)):
+                own = names if id(module) in in_encoder else repeated
+                handles.append(module.register_forward_pre_hook(partial(_add_names, names=own), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -177,6 +227,7 @@ class TensorAdapterModel(BaseTuner):
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
 
-def _linear(model: nn.Module, site: Site) -> nn.Linear:
-    """The linear layer of a site, under the adapters that it may have."""
-    return cast(nn.Linear, innermost(model.get_submodule(site.path)))
+def _add_names(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, names: Sequence[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs | {"adapter_names": list(names)}

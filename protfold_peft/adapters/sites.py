@@ -1,40 +1,71 @@
-"""Which linear maps of a model are adapted, and where each one sits along the shared tensor.
+"""A site: one linear map of a model that is adapted, and where it sits along the shared tensor.
 
-Finding sites has two steps. `find_maps` lists every linear map that the model's architecture knows, with its layer,
-kind and head split; `select` keeps those the user named. `assign` then sorts them into groups that share factors and
-gives each its row along the layer axis and its column along the kind axis. The result is written into the saved
-adapter, and a loaded adapter takes it from there: the order of discovery never decides what a stored row means.
+`discovery` lists the maps of a model and selects those the user named; `assign` sorts them into groups that share
+factors and gives each its row along the layer axis and its column along the kind axis. The result is written into the
+saved adapter, and a loaded adapter takes it from there: the order of discovery never decides what a stored row means.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor
+from torch.nn import functional as F
 
-from protfold_peft.adapters.architectures import ARCHITECTURES, Architecture, HeadAxis, architecture_of
-from protfold_peft.errors import CheckpointError, ConfigError
+from protfold_peft.adapters.architectures import HeadAxis
+from protfold_peft.errors import CheckpointError
 
 
 @dataclass(frozen=True)
 class HeadSplit:
-    """How attention heads divide one axis of a weight: `index = head * width + j` along `axis`."""
+    """How attention heads divide one axis of a weight, `axis`.
+
+    The place of element j of head h is `h * width + j`, or, where `interleaved`, `j * count + h`.
+    """
 
     axis: HeadAxis
     count: int
     width: int
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """Which outputs of a fused module belong to one of its maps: `block` of every `stride`, from `start` on.
+
+    GPT-2's `[q | k | v]` of width d has one stride of 3 d; ESMFold's `(head, [q, k, v], j)` has a stride for each head.
+    """
+
+    start: int
+    block: int
+    stride: int
+
+    def place(self, rows: Tensor, total: int) -> Tensor:
+        """Put the last axis of `rows`, `(..., n_rows)`, where it belongs among `total` outputs; zero elsewhere."""
+        blocks = rows.unflatten(-1, (total // self.stride, self.block))
+        return F.pad(blocks, (self.start, self.stride - self.start - self.block)).flatten(-2)
+
+    def take(self, outputs: Tensor) -> Tensor:
+        """The inverse: `(..., total)` to `(..., n_rows)`."""
+        return outputs.unflatten(-1, (-1, self.stride))[..., self.start : self.start + self.block].flatten(-2)
 
 
 @dataclass(frozen=True)
 class LinearMap:
-    """One linear map `y = x W^T` of the model, `W` of shape `(d_out, d_in)`.
+    """One linear map `y = x W^T` of the model, `W` of shape `(d_out, d_in)`: a linear module, or a part of one.
 
-    `layer` is the layer's index in the model; `kind` the role of the map in its layer and `order` that role's place
-    in the architecture's table.
+    Attributes:
+        path: Of the module.
+        layer: Index of the layer in its stack.
+        kind: The role of the map in its layer.
+        order: That role's place among the roles.
+        stack: Prefix of its groups; maps of different stacks never share factors.
+        rows: Its outputs within those of a fused module; None: all.
+        transposed: The module keeps its weight as `(d_in, d_out)`.
+        batch_first: See `architectures.Projection`.
     """
 
     path: str
@@ -44,6 +75,15 @@ class LinearMap:
     d_out: int
     d_in: int
     heads: HeadSplit | None
+    stack: str = ""
+    rows: RowBlocks | None = None
+    transposed: bool = False
+    batch_first: bool = True
+
+    @property
+    def key(self) -> str:
+        """Path and, for a part of a fused module, kind: `...attn.c_attn[query]`."""
+        return site_key(self.path, self.kind, self.rows)
 
 
 @dataclass(frozen=True)
@@ -51,6 +91,7 @@ class Site:
     """An adapted linear map and its place in the shared tensor.
 
     `group` names the factors it shares, `row` is its index along their layer axis, `column` along their kind axis.
+    The other fields are those of `LinearMap`.
     """
 
     path: str
@@ -62,182 +103,100 @@ class Site:
     d_out: int
     d_in: int
     heads: HeadSplit | None
+    rows: RowBlocks | None = None
+    transposed: bool = False
+    batch_first: bool = True
+
+    @property
+    def key(self) -> str:
+        return site_key(self.path, self.kind, self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the path, in plain JSON types."""
+        """Everything but the path, in plain JSON types; fields at their defaults are left out."""
         entry = asdict(self)
         del entry["path"]
+        if self.rows is None:
+            del entry["rows"]
+        for name, default in (("transposed", False), ("batch_first", True)):
+            if entry[name] is default:
+                del entry[name]
+        if self.heads is not None and not self.heads.interleaved:
+            del entry["heads"]["interleaved"]
         return entry
 
     @classmethod
-    def from_json(cls, path: str, entry: dict[str, Any]) -> Site:
+    def from_json(cls, key: str, entry: dict[str, Any]) -> Site:
         """The inverse of `to_json`.
 
         Raises:
             CheckpointError: A field is missing, unknown or of the wrong type.
         """
         try:
-            heads = entry["heads"]
-            site = cls(path, **(entry | {"heads": None if heads is None else HeadSplit(**heads)}))
-            numbers = [site.row, site.column, site.layer, site.d_out, site.d_in]
-            if site.heads is not None:
-                numbers += [site.heads.count, site.heads.width]
-                if site.heads.axis not in ("output", "input"):
-                    raise ValueError(f"head axis '{site.heads.axis}'")
-            if any(type(number) is not int or number < 0 for number in numbers):
-                raise ValueError("a size or index is not a whole number")
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the adapter's layout entry for '{path}' is damaged ({error})") from error
+            heads, rows = entry["heads"], entry.get("rows")
+            nested = {
+                "heads": None if heads is None else HeadSplit(**heads),
+                "rows": None if rows is None else RowBlocks(**rows),
+            }
+            site = cls(re.sub(r"\[\w+\]$", "", key), **(entry | nested))
+            site._check()
+            if site.key != key:
+                raise ValueError(f"it describes '{site.key}'")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"the adapter's layout entry for '{key}' is damaged ({error})") from error
         return site
 
-
-def innermost(module: nn.Module) -> nn.Module:
-    """The module under any adapter layers around it."""
-    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
-        module = inner
-    return module
-
-
-def find_maps(model: nn.Module) -> tuple[Architecture, list[LinearMap]]:
-    """List every linear map of `model` that its architecture knows, layer by layer.
-
-    Layers that already carry adapters are seen through to the linear map underneath.
-
-    Raises:
-        ConfigError: The architecture is not known, or a known module is not a plain linear layer of the size that
-            the model's config states.
-    """
-    architecture = architecture_of(model)
-    if architecture is None:
-        known = "; ".join(f"{entry.name} (model types {', '.join(entry.model_types)})" for entry in ARCHITECTURES)
-        model_type = getattr(getattr(model, "config", None), "model_type", None)
-        raise ConfigError(
-            f"tensor adapters do not know the layers of {type(model).__name__} (model type {model_type}); "
-            f"they know {known}"
-        )
-    order = {projection.path: index for index, projection in enumerate(architecture.projections)}
-    maps = []
-    for path, module in model.named_modules():
-        match = architecture.layer.fullmatch(path)
-        if match is None or match[2] not in order:
-            continue
-        projection = architecture.projections[order[match[2]]]
-        module = innermost(module)
-        if not isinstance(module, nn.Linear):
-            raise ConfigError(f"'{path}' is a {type(module).__name__}; tensor adapters change nn.Linear layers only")
-        heads = None
-        split = architecture.head_split(projection, model.config)
-        if split is not None and projection.head_axis is not None:
-            heads = HeadSplit(projection.head_axis, *split)
-            size = module.out_features if heads.axis == "output" else module.in_features
-            if heads.count * heads.width != size:
-                raise ConfigError(
-                    f"'{path}' has {size} {heads.axis} features, but the model's config states "
-                    f"{heads.count} heads of width {heads.width}"
-                )
-        maps.append(
-            LinearMap(
-                path=path,
-                layer=int(match[1]),
-                kind=projection.kind,
-                order=order[projection.path],
-                d_out=module.out_features,
-                d_in=module.in_features,
-                heads=heads,
-            )
-        )
-    if not maps:
-        raise ConfigError(f"{type(model).__name__} holds none of the layers that {architecture.name} models have")
-    return architecture, sorted(maps, key=lambda linear: (linear.layer, linear.order))
+    def _check(self) -> None:
+        sizes = [self.d_out, self.d_in]
+        indices = [self.row, self.column, self.layer]
+        if self.heads is not None:
+            sizes += [self.heads.count, self.heads.width]
+            if self.heads.axis not in ("output", "input"):
+                raise ValueError(f"head axis '{self.heads.axis}'")
+            if self.heads.count * self.heads.width != (self.d_out if self.heads.axis == "output" else self.d_in):
+                raise ValueError("the heads do not fill their axis")
+        if self.rows is not None:
+            sizes += [self.rows.block, self.rows.stride]
+            indices.append(self.rows.start)
+            if self.rows.start + self.rows.block > self.rows.stride or self.d_out % self.rows.block:
+                raise ValueError("the rows of a fused module overlap")
+        if any(type(number) is not int or number < 0 for number in sizes + indices) or 0 in sizes:
+            raise ValueError("a size or index is not a whole number")
+        if not isinstance(self.group, str) or not isinstance(self.kind, str) or "." in self.group:
+            raise ValueError("a name is not a word")
 
 
-def select(
-    model: nn.Module, target_modules: Sequence[str] | str | None, modules_to_save: Iterable[str] = ()
-) -> list[LinearMap]:
-    """The linear maps of `model` that `target_modules` names.
-
-    A list holds full paths or ends of paths (`query` matches `...attention.self.query`), as in PEFT, but only maps
-    inside the known layers are looked at: `output.dense` never reaches a folding trunk. A string is a regular
-    expression for the whole path, or `all-linear` for every map in the table; None takes the architecture's default.
-
-    Raises:
-        ConfigError: An entry matches nothing, or everything it matches is in `modules_to_save`.
-    """
-    architecture, maps = find_maps(model)
-    if target_modules is None:
-        target_modules = architecture.default_targets
-    if isinstance(target_modules, str):
-        chosen = _matching_pattern(target_modules, maps, architecture)
-    else:
-        chosen = set()
-        for target in target_modules:
-            matched = {linear.path for linear in maps if _ends_with(linear.path, target)}
-            if not matched:
-                raise ConfigError(_no_match(model, target, architecture))
-            chosen |= matched
-    saved = {path for path in chosen for name in modules_to_save if re.match(rf"(^|.*\.){name}($|\..*)", path)}
-    if not chosen - saved:
-        raise ConfigError(
-            f"every target module is also trained in full by modules_to_save={sorted(modules_to_save)}; "
-            "remove it from one of the two"
-            if saved
-            else "target_modules is empty; name at least one module"
-        )
-    return [linear for linear in maps if linear.path in chosen - saved]
+def site_key(path: str, kind: str, rows: RowBlocks | None) -> str:
+    """How a map is called where its module's path is not enough."""
+    return path if rows is None else f"{path}[{kind}]"
 
 
-def _ends_with(path: str, target: str) -> bool:
-    return path == target or path.endswith(f".{target}")
+class GroupKey(NamedTuple):
+    """Maps with equal keys share factors. Groups are called by `label`, and by their sizes where that is not enough."""
+
+    label: str
+    sizes: tuple[int, ...] = ()
 
 
-def _matching_pattern(pattern: str, maps: list[LinearMap], architecture: Architecture) -> set[str]:
-    if pattern.lower() == "all-linear":
-        return {linear.path for linear in maps}
-    try:
-        chosen = {linear.path for linear in maps if re.fullmatch(pattern, linear.path)}
-    except re.error as error:
-        raise ConfigError(f"target_modules='{pattern}' is not a regular expression ({error})") from error
-    if not chosen:
-        raise ConfigError(
-            f"the regular expression target_modules='{pattern}' matches no adaptable module; it must match whole "
-            f"paths such as '{maps[0].path}' (for ends of paths, give a list)"
-        )
-    return chosen
-
-
-def _no_match(model: nn.Module, target: str, architecture: Architecture) -> str:
-    """One line that says why `target` matches nothing and what would."""
-    known = [projection.path for projection in architecture.projections]
-    paths = [path for path, _ in model.named_modules()]
-    if target in paths:
-        reason = "is in the model, but is not among the modules that tensor adapters know there"
-    elif any(path.endswith(f".{target}") for path in paths):
-        reason = f"matches modules only outside the {architecture.name} layers"
-    else:
-        reason = "matches no module"
-    endings = {".".join(path.split(".")[start:]) for path in known for start in range(path.count(".") + 1)}
-    near = difflib.get_close_matches(target, sorted(endings), n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"target module '{target}' {reason}; {hint}valid in {architecture.name}: {', '.join(known)}"
-
-
-def assign(maps: Sequence[LinearMap], group_of: Callable[[LinearMap], str]) -> tuple[Site, ...]:
+def assign(maps: Sequence[LinearMap], group_of: Callable[[LinearMap], GroupKey]) -> tuple[Site, ...]:
     """Sort `maps` into groups and give each a row and a column.
 
     Rows count the layers that a group has, in the model's order; columns count its kinds, in the table's order.
     """
-    groups: dict[str, list[LinearMap]] = {}
+    groups: dict[tuple[str, GroupKey], list[LinearMap]] = {}
     for linear in maps:
-        groups.setdefault(group_of(linear), []).append(linear)
+        groups.setdefault((linear.stack, group_of(linear)), []).append(linear)
+    labels = [(stack, key.label) for stack, key in groups]
     sites = []
-    for group, members in groups.items():
+    for (stack, key), members in groups.items():
+        unique = labels.count((stack, key.label)) == 1
+        name = "_".join([stack] * bool(stack) + [key.label] + ["x".join(map(str, key.sizes))] * (not unique))
         rows = {layer: row for row, layer in enumerate(sorted({linear.layer for linear in members}))}
         kinds = sorted({(linear.order, linear.kind) for linear in members})
         columns = {kind: column for column, (_, kind) in enumerate(kinds)}
         sites += [
             Site(
                 path=linear.path,
-                group=group,
+                group=name,
                 row=rows[linear.layer],
                 column=columns[linear.kind],
                 layer=linear.layer,
@@ -245,35 +204,11 @@ def assign(maps: Sequence[LinearMap], group_of: Callable[[LinearMap], str]) -> t
                 d_out=linear.d_out,
                 d_in=linear.d_in,
                 heads=linear.heads,
+                rows=linear.rows,
+                transposed=linear.transposed,
+                batch_first=linear.batch_first,
             )
             for linear in members
         ]
-    return tuple(sites)
-
-
-def check_fit(model: nn.Module, sites: Iterable[Site], layers: int) -> None:
-    """Compare a stored layout with the model it is put into.
-
-    Raises:
-        ConfigError: The model's architecture is not known.
-        CheckpointError: The model has another number of layers, lacks a site, or has it with other sizes or heads.
-    """
-    _, maps = find_maps(model)
-    found = len({linear.layer for linear in maps})
-    if found != layers:
-        raise CheckpointError(f"the adapter was made for a model of {layers} layers; this one has {found}")
-    by_path = {linear.path: linear for linear in maps}
-    for site in sites:
-        linear = by_path.get(site.path)
-        if linear is None:
-            raise CheckpointError(f"the adapter was made for another model: this one has no module '{site.path}'")
-        if (linear.d_out, linear.d_in, linear.heads) != (site.d_out, site.d_in, site.heads):
-            raise CheckpointError(
-                f"the adapter was made for another model: '{site.path}' is {_size(site)} in the adapter "
-                f"and {_size(linear)} in this model"
-            )
-
-
-def _size(linear: Site | LinearMap) -> str:
-    heads = f", {linear.heads.count} heads" if linear.heads is not None else ""
-    return f"{linear.d_out} x {linear.d_in}{heads}"
+    order = {linear.key: index for index, linear in enumerate(maps)}
+    return tuple(sorted(sites, key=lambda site: order[site.key]))

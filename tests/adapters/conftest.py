@@ -8,7 +8,21 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
-from transformers import EsmConfig, EsmForMaskedLM, EsmForProteinFolding, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    EsmcConfig,
+    EsmcForMaskedLM,
+    EsmConfig,
+    EsmForMaskedLM,
+    EsmForProteinFolding,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from protfold_peft.adapters import LoRTAConfig
 
@@ -73,6 +87,45 @@ def make_fold() -> EsmForProteinFolding:
 def make_llama(**changes: object) -> LlamaForCausalLM:
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**(LLAMA | changes))).eval()
+
+
+def make_gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=32, n_layer=3, n_head=4, n_inner=48, n_positions=32)).eval()
+
+
+def make_roberta() -> RobertaForMaskedLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    return RobertaForMaskedLM(RobertaConfig(vocab_size=40, max_position_embeddings=32, **sizes)).eval()
+
+
+def make_opt() -> OPTForCausalLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 48}
+    return OPTForCausalLM(OPTConfig(vocab_size=40, word_embed_proj_dim=32, max_position_embeddings=32, **sizes)).eval()
+
+
+def make_esmc() -> EsmcForMaskedLM:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    return EsmcForMaskedLM(EsmcConfig(vocab_size=64, **sizes)).eval()
+
+
+# Models of tokens with logits, by the name of their family.
+MAKERS: dict[str, Callable[..., nn.Module]] = {
+    "esm": make_esm,
+    "llama": make_llama,
+    "gpt2": make_gpt2,
+    "roberta": make_roberta,
+    "opt": make_opt,
+    "esmc": make_esmc,
+}
+
+
+@pytest.fixture
+def make_model() -> Callable[[str], nn.Module]:
+    return lambda family: MAKERS[family]()
 
 
 @pytest.fixture

@@ -103,9 +103,9 @@ def test_a_missing_or_extra_factor(esm, folder):
 
 
 def test_an_unknown_key_is_an_error_not_a_warning(esm, folder):
-    change(folder, ranks=[3])
-    assert_refused(lambda: load_adapter(esm(), folder), ConfigError, "no key 'ranks'")
-    assert_refused(lambda: PeftModel.from_pretrained(esm(), folder), ConfigError, "no key 'ranks'")
+    change(folder, rank=[3])
+    assert_refused(lambda: load_adapter(esm(), folder), ConfigError, "no key 'rank'")
+    assert_refused(lambda: PeftModel.from_pretrained(esm(), folder), ConfigError, "no key 'rank'")
 
 
 def test_a_damaged_layout(esm, folder):
@@ -136,4 +136,4 @@ def test_a_configuration_alone_can_be_read(tmp_path):
     LoRTAConfig(r=4, use_rslora=True).save_pretrained(tmp_path)
     config = TensorAdapterConfig.from_pretrained(tmp_path)
     assert type(config) is LoRTAConfig
-    assert (config.r, config.scale) == (4, 4.0)
+    assert (config.r, config.scaling) == (4, 4.0)

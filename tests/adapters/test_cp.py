@@ -1,4 +1,4 @@
-"""LoRTA's factors against the defining sum, autograd through the dense update, and the published counts."""
+"""LoRTA: the published parameter counts and initialisations."""
 
 from __future__ import annotations
 
@@ -7,83 +7,19 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from torch.func import functional_call
 from transformers import EsmConfig, EsmForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from protfold_peft.adapters import LoRTAConfig
+from protfold_peft.adapters.discovery import Targets, select
 from protfold_peft.adapters.networks import CPNetwork
-from protfold_peft.adapters.sites import assign, select
+from protfold_peft.adapters.sites import assign
 from protfold_peft.errors import ConfigError
 
 ESM2 = {"35M": (480, 20, 12), "650M": (1280, 20, 33), "3B": (2560, 40, 36)}
 
 
-def dense_update(factors, site, scale):
-    """dW by the sum in the paper, from the bare tensors."""
-    A, B = factors["A"], factors["B"]
-    layer, kind = factors["Cl"][site.row], factors["Cm"][site.column]
-    if site.heads is None:
-        return scale * torch.einsum("ik,ok,k,k->oi", A, B, layer, kind)
-    heads = next(tensor for name, tensor in factors.items() if name[:2] == "Ch" and len(tensor) == site.heads.count)
-    if site.heads.axis == "output":
-        return scale * torch.einsum("ik,jk,hk,k,k->hji", A, B, heads, layer, kind).reshape(site.d_out, site.d_in)
-    return scale * torch.einsum("ik,jk,hk,k,k->ihj", A, B, heads, layer, kind).reshape(site.d_out, site.d_in)
-
-
-def dense_weights(model, sites, factors, scale):
-    """The base model's weights with every update added."""
-    return {
-        f"{site.path}.weight": model.get_submodule(site.path).weight + dense_update(factors[site.group], site, scale)
-        for site in sites
-    }
-
-
-@pytest.mark.parametrize("family", ["esm", "llama"])
-@pytest.mark.parametrize("targets", [None, "all-linear"])
-@pytest.mark.parametrize("use_rslora", [False, True])
-def test_whole_model_equals_the_dense_update_with_gradients(request, adapted, tokens, family, targets, use_rslora):
-    base = request.getfixturevalue(family)().double()
-    twin = request.getfixturevalue(family)().double()
-    model = adapted(base, r=5, alpha=3.0, use_rslora=use_rslora, target_modules=targets)
-    tuner = model.base_model
-    networks = tuner.networks("default")
-    factors = {
-        group: {name: tensor.detach().clone().requires_grad_() for name, tensor in network.named_parameters()}
-        for group, network in networks.items()
-    }
-    sites = tuner.peft_config["default"].sites
-    assert len(sites) == {("esm", None): 12, ("llama", None): 12, ("esm", "all-linear"): 18}.get((family, targets), 21)
-    weights = dense_weights(twin, sites, factors, 3.0 / (math.sqrt(5) if use_rslora else 5))
-
-    expected = functional_call(twin, weights, kwargs={"input_ids": tokens}).logits
-    actual = model(input_ids=tokens).logits
-    assert (actual - twin(input_ids=tokens).logits).abs().max() > 1e-3
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
-
-    (expected**2).sum().backward()
-    (actual**2).sum().backward()
-    for group, network in networks.items():
-        for name, parameter in network.named_parameters():
-            torch.testing.assert_close(parameter.grad, factors[group][name].grad, rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize("family", ["esm", "llama"])
-def test_every_site_matches_the_sum_alone(request, adapted, family):
-    model = adapted(request.getfixturevalue(family)().double(), target_modules="all-linear")
-    for network in model.base_model.networks("default").values():
-        factors = dict(network.named_parameters())
-        for site in network.sites:
-            expected = dense_update(factors, site, 8.0 / 3)
-            torch.testing.assert_close(network.delta(site), expected, rtol=1e-12, atol=1e-14)
-            x = torch.randn(2, 4, site.d_in, dtype=torch.float64)
-            torch.testing.assert_close(network(x, site), x @ expected.T, rtol=0, atol=1e-10)
-
-
-def test_starts_without_an_update(esm, tokens):
-    before = esm()(input_ids=tokens).logits
-    for init in CPNetwork.inits:
-        model = get_peft_model(esm(), LoRTAConfig(init=init, target_modules="all-linear"))
-        assert torch.equal(model(input_ids=tokens).logits, before)
+def laid_out(model, targets):
+    return assign(select(model, Targets(targets)), lambda linear: CPNetwork.group_of(linear, {}))
 
 
 def lorta_count(width, head_width, heads, key_value_heads, layers, kinds, r):
@@ -162,7 +98,7 @@ def network_of(width, heads, layers, r, *, use_rslora=False, init="authors"):
             intermediate_size=width,
             pad_token_id=1,
         )
-        sites = assign(select(EsmForMaskedLM(config), None), CPNetwork.group_of)
+        sites = laid_out(EsmForMaskedLM(config), None)
     scale = 16.0 / (math.sqrt(r) if use_rslora else r)
     network = CPNetwork(sites, rank=r, scale=scale, alpha=16.0)
     network.reset_parameters(init)
@@ -222,7 +158,7 @@ def test_orthogonal_init_is_orthonormal():
 
 def test_sites_of_two_widths_do_not_share_one_attention_tensor(esm):
     wide, narrow = (
-        assign(select(esm(**changes), ["query"]), CPNetwork.group_of) for changes in ({}, {"hidden_size": 64})
+        laid_out(esm(**changes), ["query"]) for changes in ({}, {"hidden_size": 64})
     )
     with pytest.raises(ConfigError, match="choose target modules of one size"):
         CPNetwork([*wide, *narrow], rank=2, scale=1.0, alpha=2.0)

@@ -9,25 +9,35 @@ query, key, value and output matrix are slices of one five-mode tensor of CP ran
 Sites that attention heads do not divide (feed-forward maps) are outside the paper. They form one such tensor per
 weight shape, without a head mode: `dW[o, i] = s * sum_k A[i, k] B[o, k] Cl[l, k] Cm[m, k]`.
 
-Legend: d model width, h heads, j head width, l layers, m matrix kinds, r rank; `...` any leading axes (batch b,
-tokens n).
+Legend: d model width, h heads, j head width, l layers, m matrix kinds, r rank.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from protfold_peft.adapters.networks.base import TensorNetwork
-from protfold_peft.adapters.sites import LinearMap, Site
-from protfold_peft.errors import ConfigError
+from protfold_peft.adapters.networks.base import (
+    LowRankNetwork,
+    Options,
+    head_counts,
+    merge_heads,
+    n_columns,
+    n_rows,
+    one_width,
+    oriented,
+    orthonormal_,
+    shape_key,
+    uniform_,
+)
+from protfold_peft.adapters.sites import GroupKey, LinearMap, Site
 
 
-class CPNetwork(TensorNetwork):
+class CPNetwork(LowRankNetwork):
     """The shared factors of a LoRTA adapter.
 
     `A (d, r)`, `B (j, r)`, `Ch (h, r)`, `Cl (l, r)`, `Cm (m, r)`: `r (d + j + h + l + m)` parameters. With
@@ -44,33 +54,25 @@ class CPNetwork(TensorNetwork):
         ConfigError: The sites differ in model width, head width or, without heads, in shape.
     """
 
-    inits = ("authors", "orthogonal", "rank_stable")
-
     def __init__(self, sites: Sequence[Site], *, rank: int, scale: float, alpha: float) -> None:
         super().__init__(sites)
         self.rank = rank
         self.scale = scale
         self.alpha = alpha
-        widths = {_widths(site) for site in sites}
-        if len(widths) != 1:
-            raise ConfigError(
-                f"LoRTA shares its factors between all '{sites[0].group}' sites, which needs one (model width, head "
-                f"width); found {sorted(widths)}: choose target modules of one size"
-            )
-        width, split_width = widths.pop()
+        width, split_width = one_width(sites, "LoRTA")
         self.A = nn.Parameter(torch.empty(width, rank))
         self.B = nn.Parameter(torch.empty(split_width, rank))
-        counts = sorted({site.heads.count for site in sites if site.heads is not None}, reverse=True)
+        counts = head_counts(sites)
         self.head_factors = {count: "Ch" if count == counts[0] else f"Ch_{count}" for count in counts}
         for count, name in self.head_factors.items():
             setattr(self, name, nn.Parameter(torch.empty(count, rank)))
-        self.Cl = nn.Parameter(torch.empty(1 + max(site.row for site in sites), rank))
-        self.Cm = nn.Parameter(torch.empty(1 + max(site.column for site in sites), rank))
+        self.Cl = nn.Parameter(torch.empty(n_rows(sites), rank))
+        self.Cm = nn.Parameter(torch.empty(n_columns(sites), rank))
 
     @classmethod
-    def group_of(cls, linear: LinearMap) -> str:
-        """All maps with heads share one tensor; the others share by shape."""
-        return "attention" if linear.heads is not None else f"linear_{linear.d_out}x{linear.d_in}"
+    def group_of(cls, linear: LinearMap, options: Options) -> GroupKey:
+        """Maps with heads share one tensor if their widths allow it; the others share by shape."""
+        return attention_key(linear) if linear.heads is not None else shape_key(linear)
 
     def modes(self) -> dict[str, int]:
         names = ("model", "head_width") if self.head_factors else ("input", "output")
@@ -79,31 +81,15 @@ class CPNetwork(TensorNetwork):
             sizes["heads" if name == "Ch" else f"heads_{count}"] = count
         return sizes | {"layers": len(self.Cl), "kinds": len(self.Cm)}
 
-    def pair(self, site: Site) -> tuple[Tensor, Tensor]:
-        """The update as a plain low-rank pair: `down (r, d_in)` and `up (d_out, r)` with `dW = up @ down`.
+    def ranks(self) -> dict[str, int]:
+        return {"rank": self.rank}
 
-        It is exact, and it is what the forward pass uses: the pair has `r (d_in + d_out)` numbers, so making it
-        costs nothing beside the activations, and only `(..., r)` is kept for the backward pass.
-        """
+    def pair(self, site: Site) -> tuple[Tensor, Tensor]:
         c = self.scale * self.Cl[site.row] * self.Cm[site.column]  # (r)
         if site.heads is None:
             return self.A.T, self.B * c
         c = c * getattr(self, self.head_factors[site.heads.count])  # (h, r)
-        split = (c[:, None, :] * self.B).flatten(0, 1)  # (h j, r), head-major
-        if site.heads.axis == "output":
-            return self.A.T, split
-        return split.T, self.A
-
-    def forward(self, x: Tensor, site: Site) -> Tensor:
-        """`x dW^T`: `(..., d_in)` to `(..., d_out)`."""
-        down, up = self.pair(site)
-        # A model spread over several devices has one copy of the factors; elsewhere these are no copies.
-        return F.linear(F.linear(x, down.to(x.device)), up.to(x.device))
-
-    def delta(self, site: Site) -> Tensor:
-        """The dense `dW`, `(d_out, d_in)`."""
-        down, up = self.pair(site)
-        return up @ down
+        return oriented(self.A, merge_heads(c[:, None, :] * self.B, site.heads), site.heads)
 
     @torch.no_grad()
     def reset_parameters(self, init: str, *, zero_start: bool = True) -> None:
@@ -122,28 +108,41 @@ class CPNetwork(TensorNetwork):
         """
         mode_factors = [self.Cl, self.Cm, *(getattr(self, name) for name in self.head_factors.values())]
         if init == "authors":
-            self.A.uniform_(-1 / math.sqrt(self.rank), 1 / math.sqrt(self.rank))
+            uniform_(self.A, 1 / math.sqrt(self.rank))
             for factor in mode_factors:
-                factor.uniform_(-math.sqrt(6 / self.rank), math.sqrt(6 / self.rank))
+                uniform_(factor, math.sqrt(6 / self.rank))
         elif init == "orthogonal":
             for factor in [self.A, *mode_factors]:
-                nn.init.orthogonal_(factor)
+                orthonormal_(factor)
         elif init == "rank_stable":
-            nn.init.orthogonal_(self.A)
+            orthonormal_(self.A)
             column = self.alpha / (self.scale * math.sqrt(self.rank))
             self.A.mul_(column / self.A.norm(dim=0, keepdim=True))
             for factor in mode_factors:
                 factor.bernoulli_(0.5).mul_(2).sub_(1)
         else:
-            raise ConfigError(f"init='{init}' is not known to LoRTA; use one of {', '.join(self.inits)}")
+            raise self.unknown_init(init)
         if zero_start:
             self.B.zero_()
         else:
-            self.B.uniform_(-1 / math.sqrt(self.rank), 1 / math.sqrt(self.rank))
+            uniform_(self.B, 1 / math.sqrt(self.rank))
+
+    @classmethod
+    @torch.no_grad()
+    def combine(cls, networks: Sequence[Self], weights: Sequence[float], sites: Sequence[Site]) -> Self:
+        """The ranks side by side: `r` of the result is the sum, and its scale is 1."""
+        rank = sum(network.rank for network in networks)
+        result = cls(sites, rank=rank, scale=1.0, alpha=1.0)
+        for name, factor in result.named_parameters():
+            parts = [network.get_parameter(name) for network in networks]
+            if name == "B":
+                parts = [part * w * network.scale for part, w, network in zip(parts, weights, networks, strict=True)]
+            factor.copy_(torch.cat(parts, dim=1))
+        return result
 
 
-def _widths(site: Site) -> tuple[int, int]:
-    """The lengths of `A` and `B` that a site asks for."""
-    if site.heads is None:
-        return site.d_in, site.d_out
-    return (site.d_in if site.heads.axis == "output" else site.d_out), site.heads.width
+def attention_key(linear: LinearMap) -> GroupKey:
+    """The group of maps whose model width and head width agree, whatever their number of heads."""
+    assert linear.heads is not None
+    width = linear.d_in if linear.heads.axis == "output" else linear.d_out
+    return GroupKey("attention", (width, linear.heads.width))
