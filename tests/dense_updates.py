@@ -104,8 +104,6 @@ def module_update(site, update, total):
     if site.rows is None:
         return update
     rows = [
-        start + offset
-        for start in range(site.rows.start, total, site.rows.stride)
-        for offset in range(site.rows.block)
+        start + offset for start in range(site.rows.start, total, site.rows.stride) for offset in range(site.rows.block)
     ]
     return torch.zeros(total, site.d_in, dtype=update.dtype).index_copy(0, torch.tensor(np.array(rows)), update)

@@ -120,7 +120,9 @@ class TensorAdapterConfig(PeftConfig):
         _one_of("head_layout", self.head_layout, self.head_layouts)
         _one_of("init", self.init, NETWORKS[self.network].inits)
         if self.layers_pattern and self.layers_to_transform is None:
-            raise ConfigError("layers_pattern is given without layers_to_transform; name the layers too, or leave it out")
+            raise ConfigError(
+                "layers_pattern is given without layers_to_transform; name the layers too, or leave it out"
+            )
 
     @property
     def scaling(self) -> float:
@@ -301,7 +303,9 @@ class TensLoRAConfig(TensorAdapterConfig):
         for name in ("budget", "match_lora_rank"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
-                raise ConfigError(f"{name}={value!r} is not a number of parameters or a rank; use a whole number from 1")
+                raise ConfigError(
+                    f"{name}={value!r} is not a number of parameters or a rank; use a whole number from 1"
+                )
 
     @property
     def scaling(self) -> float:

@@ -316,7 +316,11 @@ def check_fit(model: nn.Module, sites: Iterable[Site], layers: int) -> None:
         if linear is None:
             raise CheckpointError(f"the adapter was made for another model: this one has no module '{site.key}'")
         # An adapter that divides the axes as its authors do still has the model's number of heads.
-        heads = site.heads and linear.heads and replace(linear.heads, axis=site.heads.axis, interleaved=site.heads.interleaved)
+        heads = (
+            site.heads
+            and linear.heads
+            and replace(linear.heads, axis=site.heads.axis, interleaved=site.heads.interleaved)
+        )
         if (linear.d_out, linear.d_in, linear.rows, heads) != (site.d_out, site.d_in, site.rows, site.heads):
             raise CheckpointError(
                 f"the adapter was made for another model: '{site.key}' is {_size(site)} in the adapter "

@@ -157,8 +157,6 @@ def test_orthogonal_init_is_orthonormal():
 
 
 def test_sites_of_two_widths_do_not_share_one_attention_tensor(esm):
-    wide, narrow = (
-        laid_out(esm(**changes), ["query"]) for changes in ({}, {"hidden_size": 64})
-    )
+    wide, narrow = (laid_out(esm(**changes), ["query"]) for changes in ({}, {"hidden_size": 64}))
     with pytest.raises(ConfigError, match="choose target modules of one size"):
         CPNetwork([*wide, *narrow], rank=2, scale=1.0, alpha=2.0)

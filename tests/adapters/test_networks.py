@@ -46,7 +46,9 @@ def dense_weights(model, networks, form, tensors):
     return {f"{path}.weight": model.get_submodule(path).weight + update for path, update in updates.items()}
 
 
-@pytest.mark.parametrize(("family", "form"), [(f, m) for f in FAMILIES for m in (FORMS if f in ("esm", "gpt2") else METHODS)])
+@pytest.mark.parametrize(
+    ("family", "form"), [(f, m) for f in FAMILIES for m in (FORMS if f in ("esm", "gpt2") else METHODS)]
+)
 def test_whole_model_equals_the_dense_update_with_gradients(make_model, tokens, family, form):
     twin = make_model(family).double()
     torch.manual_seed(2)
@@ -94,7 +96,12 @@ def test_the_authors_head_layouts(esm, layout):
     x = torch.randn(5, 32, dtype=torch.float64)
     for site in network.sites:
         D = (8 / 3) * torch.einsum(
-            "ik,jk,hk,k,k->ihj", factors["A"], factors["B"], factors["Ch"], factors["Cl"][site.row], factors["Cm"][site.column]
+            "ik,jk,hk,k,k->ihj",
+            factors["A"],
+            factors["B"],
+            factors["Ch"],
+            factors["Cl"][site.row],
+            factors["Cm"][site.column],
         ).reshape(32, 32)
         expected = x @ D.T if layout == "authors_peft" else x @ D
         torch.testing.assert_close(network(x, site), expected, rtol=0, atol=1e-12)
@@ -162,7 +169,9 @@ def first_step_norms(model, step=1e-3):
     loss.backward()
     optimizer.step()
     with torch.no_grad():
-        return math.sqrt(sum(network.delta(site).square().sum().item() for network in networks for site in network.sites))
+        return math.sqrt(
+            sum(network.delta(site).square().sum().item() for network in networks for site in network.sites)
+        )
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form not in ("tenslora_ranks",)])

@@ -152,7 +152,9 @@ class TuckerNetwork(LowRankNetwork):
         used = {mode for sizes in modes.values() for mode in sizes}
         if unused := sorted(set(given) - used):
             raise ConfigError(f"ranks names the mode '{unused[0]}', which no tensor has; they have {', '.join(used)}")
-        return {group: {"ranks": {mode: given.get(mode, options["r"]) for mode in sizes}} for group, sizes in modes.items()}
+        return {
+            group: {"ranks": {mode: given.get(mode, options["r"]) for mode in sizes}} for group, sizes in modes.items()
+        }
 
     def modes(self) -> dict[str, int]:
         sizes = {}
@@ -165,6 +167,9 @@ class TuckerNetwork(LowRankNetwork):
 
     def ranks(self) -> dict[str, int]:
         return dict(self.mode_ranks)
+
+    def _length(self, mode: str) -> int:
+        return max(self.head_factors) if mode == "heads" else len(self.get_parameter(f"U_{mode}"))
 
     def pair(self, site: Site) -> tuple[Tensor, Tensor]:
         core = self.scale * self.core
@@ -193,18 +198,23 @@ class TuckerNetwork(LowRankNetwork):
         - `authors` and `orthogonal`: factors with orthonormal columns (rows, where the rank exceeds the length).
         - `rank_stable`: the same, stretched by `sqrt(length / r)`, and by `sqrt(1 / r)` on the axis without heads (the
           input axis). One Adam step of size t moves every entry of the core by t, so over all sites
-          `||dW|| = s t sqrt(sum of d_out)`, exactly as long as no rank exceeds its mode's length, and within a fifth
-          beyond.
+          `||dW|| = s t sqrt(sum of d_out)`, exactly as long as no rank exceeds its mode's length. Beyond, the factors
+          see only the part of the step that lies in the space of the core's gradient: of the signs of normal numbers
+          the share `2 / pi`, and of the rest the share that the space has of all dimensions. The factors make up for
+          that; the norm is then right within a fifth.
         """
         if init not in self.inits:
             raise self.unknown_init(init)
+        seen = math.prod(min(1.0, self._length(mode) / rank) for mode, rank in self.mode_ranks.items())
         for name, factor in self.named_parameters():
             if name == "core":
                 continue
             orthonormal_(factor)
             if init == "rank_stable":
-                length = 1 if name in ("U_model", "U_input") else len(factor)
-                factor.mul_(math.sqrt(length / factor.shape[1]))
+                one_sided = name in ("U_model", "U_input")
+                factor.mul_(math.sqrt((1 if one_sided else len(factor)) / factor.shape[1]))
+                if one_sided:
+                    factor.div_(math.sqrt(2 / math.pi + (1 - 2 / math.pi) * seen))
         if zero_start:
             self.core.zero_()
         else:
@@ -257,7 +267,9 @@ def fit_ranks(groups: Sequence[Mapping[str, _Mode]], budget: int) -> dict[str, i
         return {mode: min(rank, length) for mode, length in lengths.items()}
 
     if count(alike(1)) > budget:
-        raise ConfigError(f"a budget of {budget:,} parameters is too small: rank 1 in every mode takes {count(alike(1)):,}")
+        raise ConfigError(
+            f"a budget of {budget:,} parameters is too small: rank 1 in every mode takes {count(alike(1)):,}"
+        )
     low, high = 1, max(lengths.values())
     while low < high:
         middle = (low + high + 1) // 2
