@@ -13,15 +13,17 @@ from protfold_peft.adapters.config import (
     register_network,
 )
 from protfold_peft.adapters.describe import AdapterDescription, GroupDescription, describe_adapters
-from protfold_peft.adapters.layer import BrokenAdapterError, MixedBatchError, TensorLinear
+from protfold_peft.adapters.layer import BrokenAdapterError, MixedBatchError, TensorLinear, collapsed
 from protfold_peft.adapters.loading import load_adapter
 from protfold_peft.adapters.model import TensorAdapterModel
+from protfold_peft.adapters.optimization import DeadAdapterCallback, adapter_param_groups
 from protfold_peft.adapters.register import register
 from protfold_peft.adapters.sites import HeadSplit, Site
 
 __all__ = [
     "AdapterDescription",
     "BrokenAdapterError",
+    "DeadAdapterCallback",
     "DeadAdapterError",
     "DeadSite",
     "GradientCheck",
@@ -39,7 +41,9 @@ __all__ = [
     "TensorLinear",
     "TensorPeftType",
     "TensorTrainConfig",
+    "adapter_param_groups",
     "check_gradients",
+    "collapsed",
     "describe_adapters",
     "load_adapter",
     "register",

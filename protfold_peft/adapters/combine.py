@@ -1,9 +1,9 @@
 """Weighted sums of adapters, defined on their updates `dW`.
 
 Averaging factors is something else: the average of two products is not the product of the averages. A sum of CP,
-Tucker or Tensor-Train updates is again one of that kind, with the ranks side by side, so `add_weighted_adapter` makes it
-exactly. A sum of TeRA updates is not: there, and for adapters of different kinds, `set_adapter_weights` keeps several
-adapters active and counts each by its weight.
+Tucker or Tensor-Train updates is again one of that kind, with the ranks side by side, and `add_weighted_adapter` makes
+it exactly. A sum of TeRA updates is not: there, and for adapters of different kinds, `set_adapter_weights` keeps
+several adapters active and counts each by its weight.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from peft import PeftConfig
 from torch import nn
 
+from protfold_peft.adapters.architectures import HeadAxis
 from protfold_peft.adapters.checkpoint import check_directory
 from protfold_peft.adapters.discovery import Targets
 from protfold_peft.adapters.networks import NETWORKS, TensorNetwork, build_networks
@@ -27,7 +28,7 @@ from protfold_peft.errors import CheckpointError, ConfigError
 
 # How the heads of every site lie, by name: their axis (None: the one that the model divides), and whether the elements
 # of one head are spread.
-HEAD_LAYOUTS: dict[str, tuple[str | None, bool]] = {
+HEAD_LAYOUTS: dict[str, tuple[HeadAxis | None, bool]] = {
     "consistent": (None, False),
     "authors_peft": ("input", False),
     "authors_litgpt": ("output", False),

@@ -7,7 +7,8 @@ update.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -148,25 +149,20 @@ class TensorLinear(nn.Module, BaseTunerLayer):
     def pair(self, adapter_name: str) -> Pair:
         """The update of one adapter of low-rank networks as `down (q, d_in)` and `up (d_out, q)`: `dW = up @ down`.
 
-        Under `collapsed` and without gradients it is kept until a factor is changed or exchanged.
+        Inside `collapsed` and without gradients it is kept until a factor is changed or exchanged.
         """
         keep = self._collapsed is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        state = None
-        if keep:
-            factors = list(self.tensor_factors[adapter_name].parameters())
-            if any(factor.is_inference() for factor in factors):  # these do not count their changes
-                keep = False
-            else:
-                state = [(factor.data_ptr(), factor.dtype, factor._version) for factor in factors]
-                state.append(self.tensor_weights.get(adapter_name, 1.0))
-        if keep and self._collapsed is not None and adapter_name in self._collapsed:
-            known, pair = self._collapsed[adapter_name]
-            if known == state:
-                return pair
-        pair = self._make_pair(adapter_name)
-        if keep and self._collapsed is not None:
-            self._collapsed[adapter_name] = state, pair
-        return pair
+        factors = list(self.tensor_factors[adapter_name].parameters()) if keep else []
+        if not keep or any(factor.is_inference() for factor in factors):  # such tensors do not count their changes
+            return self._make_pair(adapter_name)
+        assert self._collapsed is not None
+        state = (
+            self.tensor_weights.get(adapter_name, 1.0),
+            *((factor.data_ptr(), factor.dtype, factor._version) for factor in factors),
+        )
+        if adapter_name not in self._collapsed or self._collapsed[adapter_name][0] != state:
+            self._collapsed[adapter_name] = state, self._make_pair(adapter_name)
+        return self._collapsed[adapter_name][1]
 
     def _make_pair(self, adapter_name: str) -> Pair:
         downs, ups = [], []
@@ -260,7 +256,8 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         # adapter. The factors are shared, so the first site of their group decides alone.
         if adapter_name not in self.tensor_factors:
             return
-        device = device or self.get_base_layer().weight.device
+        if device is None:
+            device = cast(Tensor, self.get_base_layer().weight).device
         for site in self.tensor_sites[adapter_name]:
             factors = self.network(adapter_name, site)
             if site.key != factors.sites[0].key:
@@ -279,3 +276,23 @@ class TensorLinear(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "tensor." + super().__repr__()
+
+
+@contextmanager
+def collapsed(model: nn.Module) -> Iterator[None]:
+    """Keep every adapter's update as two thin matrices per module, for inference inside this context.
+
+    They are made once instead of in every forward pass, which counts where a pass is short: when text is generated
+    token by token. A factor that is changed in place or exchanged is noticed, as is a weight of the adapter; only a
+    change through `factor.data` is not. Networks that are not of low rank (TeRA) are unaffected, and so are passes that
+    record gradients.
+    """
+    layers = [module for module in model.modules() if isinstance(module, TensorLinear)]
+    before = [layer._collapsed for layer in layers]
+    for layer in layers:
+        layer._collapsed = {}
+    try:
+        yield
+    finally:
+        for layer, kept in zip(layers, before, strict=True):
+            layer._collapsed = kept

@@ -130,7 +130,7 @@ class TensorAdapterModel(BaseTuner):
                 )
         if not any(parameter.is_meta for parameter in group.parameters()):
             group.reset_parameters(config.init, zero_start=config.init_weights)
-        weight = innermost(model.get_submodule(group.sites[0].path)).weight
+        weight = cast(Tensor, innermost(model.get_submodule(group.sites[0].path)).weight)
         if weight.is_floating_point():
             for parameter in group.parameters():
                 parameter.data = parameter.data.to(weight.dtype)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from protfold_peft.adapters import LoRTAConfig
+from protfold_peft.adapters import DeadAdapterCallback, LoRTAConfig
 from protfold_peft.data import ChainFolder, CropDataset, TrainingChain, collate_crops, read_chains
 from protfold_peft.errors import ConfigError
 from protfold_peft.files import write_text
@@ -26,7 +26,7 @@ from protfold_peft.folding.load import LoadedModel, load_model
 from protfold_peft.folding.mini import MINI_NAME
 from protfold_peft.runtime import LOGGER, progress_bar, resolve_device, seed_everything
 from protfold_peft.training import output
-from protfold_peft.training.callbacks import CsvLogCallback, DeadAdapterCallback, ProgressCallback
+from protfold_peft.training.callbacks import CsvLogCallback, ProgressCallback
 from protfold_peft.training.config import FinetuneConfig
 from protfold_peft.training.evaluate import ca_lddt, mean_score
 from protfold_peft.training.trainer import StructureTrainer

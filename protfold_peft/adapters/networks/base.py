@@ -95,6 +95,13 @@ class TensorNetwork(nn.Module, ABC):
         """
         raise ConfigError(f"adapters of {cls.__name__} cannot be combined into one")
 
+    @classmethod
+    def for_sum(cls, networks: Sequence[Self], sites: Sequence[Site], **options: Any) -> Self:
+        """An empty network for the sum of others, where and as precise as they are."""
+        result = cls(sites, **options)
+        dtypes = [network.dtype for network in networks]
+        return result.to(device=networks[0].device, dtype=max(dtypes, key=lambda dtype: torch.finfo(dtype).bits))
+
     @property
     def dtype(self) -> torch.dtype:
         """The number format of the factors."""
@@ -135,7 +142,10 @@ def apply_pair(x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
     """`(..., d_in)` to `(..., d_out)` through `down (q, d_in)` and `up (d_out, q)`."""
     down, up = pair
     # A model spread over several devices has one copy of the factors; elsewhere these are no copies.
-    return F.linear(F.linear(x, down.to(x.device)), up.to(x.device))
+    down, up = down.to(x.device), up.to(x.device)
+    # In two dimensions: with more, matmul chooses its way by whether a factor is trainable, and the same adapter would
+    # give other last bits once it is loaded for inference.
+    return F.linear(F.linear(x.reshape(-1, x.shape[-1]), down), up).view(*x.shape[:-1], up.shape[0])
 
 
 def axis_widths(site: Site) -> tuple[int, int]:
