@@ -2,6 +2,7 @@
 
 from protfold_peft.adapters.checks import DeadAdapterError, DeadSite, GradientCheck, check_gradients
 from protfold_peft.adapters.config import (
+    METHODS,
     LoRTAConfig,
     LoTRConfig,
     SiteLoRAConfig,
@@ -21,6 +22,7 @@ from protfold_peft.adapters.register import register
 from protfold_peft.adapters.sites import HeadSplit, Site
 
 __all__ = [
+    "METHODS",
     "AdapterDescription",
     "BrokenAdapterError",
     "DeadAdapterCallback",

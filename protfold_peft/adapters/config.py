@@ -371,7 +371,17 @@ def register_network(name: str, network: type[TensorNetwork], face: type[TensorA
     TensorAdapterConfig.faces[name] = face
 
 
-for _face in (LoRTAConfig, LoTRConfig, TensLoRAConfig, TeRAConfig, TensorTrainConfig, SiteLoRAConfig):
+# What the methods are called where a person names one: in run configurations and on the command line.
+METHODS: dict[str, type[TensorAdapterConfig]] = {
+    "lorta": LoRTAConfig,
+    "lotr": LoTRConfig,
+    "tenslora": TensLoRAConfig,
+    "tera": TeRAConfig,
+    "tensor_train": TensorTrainConfig,
+    "lora": SiteLoRAConfig,
+}
+
+for _face in METHODS.values():
     register_network(_face.network, NETWORKS[_face.network], _face)
 
 
