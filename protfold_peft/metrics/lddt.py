@@ -124,8 +124,9 @@ def lddt(
     counts = side_by_side(work, slices, model.device)
     conserved, judged = (torch.cat(parts) for parts in zip(*counts, strict=True))
     total = judged.sum(dim=1)
-    score = conserved.sum(dim=1) / (len(thresholds) * total)
-    per_residue = conserved / (len(thresholds) * judged)
+    # Whole numbers divide to float32.
+    score = conserved.sum(dim=1).double() / (len(thresholds) * total)
+    per_residue = conserved.double() / (len(thresholds) * judged)
     return Lddt(score.to(predicted.dtype), per_residue.to(predicted.dtype), total // 2)
 
 
