@@ -27,6 +27,7 @@ _COLUMNS = (
     ("coverage", "coverage", 3),
 )
 _COMPLEX_COLUMNS = (("dockq", "DockQ", 4), ("qs_score", "QS", 4))
+_STEREOCHEMISTRY_COLUMNS = (("lddt_stereo", "lDDT stereo", 4), ("clashes", "clashes", 0))
 _CALIBRATION_COLUMNS = (("plddt", "pLDDT", 1), ("plddt_pearson", "r", 3), ("plddt_error", "error", 1))
 
 
@@ -36,7 +37,7 @@ def print_table(rows: Sequence[Row]) -> None:
     if not console.is_terminal:
         console = Console(width=max(console.width, _WIDTH))
     columns = list(_COLUMNS)
-    for extra in (_COMPLEX_COLUMNS, _CALIBRATION_COLUMNS):
+    for extra in (_COMPLEX_COLUMNS, _STEREOCHEMISTRY_COLUMNS, _CALIBRATION_COLUMNS):
         columns += [column for column in extra if any(getattr(row, column[0]) is not None for row in rows)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model", overflow="fold")
