@@ -24,8 +24,6 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T], device: torch.devic
     if device.type != "cpu":
         return [work(item) for item in items]
     n_threads = torch.get_num_threads()
-    if n_threads == 1 or not items:
-        return [work(item) for item in items]
 
     def alone(item: T) -> R:
         # Whether gradients are kept is a matter of each thread.
@@ -33,6 +31,9 @@ def side_by_side(work: Callable[[T], R], items: Sequence[T], device: torch.devic
             return work(item)
 
     try:
+        if n_threads == 1 or len(items) < 2:
+            torch.set_num_threads(1)
+            return [alone(item) for item in items]
         with ThreadPoolExecutor(min(n_threads, len(items)), initializer=_use_one_core) as pool:
             return list(pool.map(alone, items))
     finally:
