@@ -1,7 +1,9 @@
 """Pairs per second of our batched TM-score, GDT and CA lDDT beside tmtools, TMscore and biotite, on the same pairs.
 
-    python benchmarks/scores.py                     # CPU, as many processes or threads for everybody as there are cores
-    python benchmarks/scores.py --device cuda       # also on a GPU; the programs beside stay on the CPU
+    python benchmarks/scores.py                     # as many processes or threads for everybody as there are cores
+    python benchmarks/scores.py --device cpu        # a GPU, if there is one, left out
+
+Where there is a GPU, ours are measured there too; the programs beside stay on the CPU.
 
 The pairs are real chains laid end to end to the wanted length and five kinds of models of them: shaken, swung about a
 hinge, with a stretch missing, threaded backwards, drifted. Our scores run in two ways: one process with a thread per
@@ -177,7 +179,7 @@ def measure(
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="auto", help="cpu, or a GPU to measure too; auto: the GPU there is")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="cores that everybody may use")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long each measurement lasts")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
@@ -196,6 +198,8 @@ def main() -> None:
         return
     import torch
 
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
     n = options.processes
     print(f"# {platform.processor() or platform.machine()}, {n} cores, torch {torch.__version__}; pairs per second")
     if options.device != "cpu":

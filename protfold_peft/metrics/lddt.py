@@ -26,7 +26,7 @@ from torch import Tensor
 from protfold_peft.metrics.checks import check_masks, check_pair, masked
 from protfold_peft.metrics.naming import twin_atoms
 from protfold_peft.metrics.neighbours import Atoms, Near, neighbour_pairs, pair_distances
-from protfold_peft.metrics.side_by_side import n_workers, side_by_side
+from protfold_peft.metrics.side_by_side import n_workers, one_core, side_by_side
 from protfold_peft.metrics.stereochemistry import sound_atoms
 from protfold_peft.structure.residues import ATOM_TYPES
 
@@ -95,38 +95,39 @@ def lddt(
             (`NonFiniteCoordinatesError`).
     """
     check_pair(predicted, reference, "lddt")
-    in_reference, in_model = check_masks(predicted, mask, predicted_mask)
-    wanted = in_reference
-    if restypes is not None:
-        if predicted.dim() != 4 or predicted.shape[2] != len(ATOM_TYPES) or restypes.shape != predicted.shape[:2]:
-            raise ValueError(
-                f"naming by restypes takes (batch, residues, {len(ATOM_TYPES)}, 3) coordinates and (batch, residues) "
-                f"types, got {tuple(predicted.shape)} and {tuple(restypes.shape)}"
-            )
-        # An atom of the model whose name the reference lacks may stand for its twin.
-        wanted = in_reference | in_reference.gather(2, twin_atoms(restypes))
-        if stereochemistry:
-            in_model = sound_atoms(predicted, in_model, restypes)
-    elif stereochemistry:
-        raise ValueError("stereochemistry checks need the residue types: give restypes")
-    in_model = in_model & wanted
-    model = masked(predicted, in_model, "predicted")
-    target = masked(reference, in_reference, "reference")
-    if model.dim() == 3:
-        model, target, in_reference, in_model = (x.unsqueeze(2) for x in (model, target, in_reference, in_model))
-    rule = _Rule(inclusion_radius, thresholds)
+    with one_core(predicted.device):
+        in_reference, in_model = check_masks(predicted, mask, predicted_mask)
+        wanted = in_reference
+        if restypes is not None:
+            if predicted.dim() != 4 or predicted.shape[2] != len(ATOM_TYPES) or restypes.shape != predicted.shape[:2]:
+                raise ValueError(
+                    f"naming by restypes takes (batch, residues, {len(ATOM_TYPES)}, 3) coordinates and "
+                    f"(batch, residues) types, got {tuple(predicted.shape)} and {tuple(restypes.shape)}"
+                )
+            # An atom of the model whose name the reference lacks may stand for its twin.
+            wanted = in_reference | in_reference.gather(2, twin_atoms(restypes))
+            if stereochemistry:
+                in_model = sound_atoms(predicted, in_model, restypes)
+        elif stereochemistry:
+            raise ValueError("stereochemistry checks need the residue types: give restypes")
+        in_model = in_model & wanted
+        model = masked(predicted, in_model, "predicted")
+        target = masked(reference, in_reference, "reference")
+        if model.dim() == 3:
+            model, target, in_reference, in_model = (x.unsqueeze(2) for x in (model, target, in_reference, in_model))
+        rule = _Rule(inclusion_radius, thresholds)
 
-    def work(own: slice) -> tuple[Tensor, Tensor]:
-        parts = model[own], target[own], in_reference[own], in_model[own]
-        return _counts(*parts, None if restypes is None else twin_atoms(restypes[own]), rule)
+        def work(own: slice) -> tuple[Tensor, Tensor]:
+            parts = model[own], target[own], in_reference[own], in_model[own]
+            return _counts(*parts, None if restypes is None else twin_atoms(restypes[own]), rule)
 
-    counts = side_by_side(work, _slices(in_reference), model.device)
-    conserved, judged = (torch.cat(parts) for parts in zip(*counts, strict=True))
-    total = judged.sum(dim=1)
-    # Whole numbers divide to float32.
-    score = conserved.sum(dim=1).double() / (len(thresholds) * total)
-    per_residue = conserved.double() / (len(thresholds) * judged)
-    return Lddt(score.to(predicted.dtype), per_residue.to(predicted.dtype), total // 2)
+        counts = side_by_side(work, _slices(in_reference), model.device)
+        conserved, judged = (torch.cat(parts) for parts in zip(*counts, strict=True))
+        total = judged.sum(dim=1)
+        # Whole numbers divide to float32.
+        score = conserved.sum(dim=1).double() / (len(thresholds) * total)
+        per_residue = conserved.double() / (len(thresholds) * judged)
+        return Lddt(score.to(predicted.dtype), per_residue.to(predicted.dtype), total // 2)
 
 
 def _slices(in_reference: Tensor) -> list[slice]:
