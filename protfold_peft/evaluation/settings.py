@@ -80,6 +80,8 @@ class EvaluationSettings:
             raise ConfigError(f"--min-identity {self.min_identity:g}: an identity is between 0 and 1")
         if self.json == self.csv == STANDARD_OUTPUT:
             raise ConfigError("--json - and --csv - cannot share standard output: name a file for one of them")
+        if self.json is not None and self.csv is not None and Path(self.json).resolve() == Path(self.csv).resolve():
+            raise ConfigError(f"--json and --csv are both {self.json}: name a file for each")
         resolve_device(self.device)
 
 

@@ -88,6 +88,10 @@ def test_a_bad_pair_is_reported_and_the_rest_is_done(tmp_path, pair, peptide):
         (("{model}", "{ref}", "--models", "2"), "--models"),
         (("{model}", "{ref}", "--device", "tpu"), "unknown device"),
         (("{model}", "{ref}", "--json", "-", "--csv", "-"), "standard output"),
+        (("{model}", "{ref}", "--json", "{folder}/s", "--csv", "{folder}/./s"), "both"),
+        (("{model}", "{ref}", "--json", "{ref}"), "ref.pdb is an input"),
+        (("{folder}", "{ref}", "--csv", "{model}"), "model.pdb is an input"),
+        (("--pairs", "{table}", "--csv", "{table}"), "pairs.csv is an input"),
         (("{model}", "{ref}", "--json", "{folder}"), "is a folder"),
         (("{model}", "{ref}", "--plot", "{model}"), "cannot make the folder"),
         (("{model}", "{ref}", "--csv", "{model}/s.csv"), "is a file"),
@@ -96,7 +100,8 @@ def test_a_bad_pair_is_reported_and_the_rest_is_done(tmp_path, pair, peptide):
     ],
 )
 def test_what_cannot_start_is_one_line_and_status_2(pair, tmp_path, arguments, what):
-    places = {"model": pair[0], "ref": pair[1], "folder": tmp_path}
+    places = {"model": pair[0], "ref": pair[1], "folder": tmp_path, "table": tmp_path / "pairs.csv"}
+    places["table"].write_text("model,reference\nmodel.pdb,ref.pdb\n")
     result = evaluate(*(argument.format(**places) for argument in arguments))
     assert result.exit_code == 2
     assert what in result.stderr
