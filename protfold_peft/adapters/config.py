@@ -19,6 +19,7 @@ from peft import PeftConfig
 from torch import nn
 
 from protfold_peft.adapters.architectures import HeadAxis
+from protfold_peft.adapters.card import fill_card
 from protfold_peft.adapters.checkpoint import check_directory
 from protfold_peft.adapters.discovery import Targets
 from protfold_peft.adapters.networks import NETWORKS, TensorNetwork, build_networks
@@ -176,6 +177,12 @@ class TensorAdapterConfig(PeftConfig):
     def site_paths(self) -> set[str]:
         """The modules that have sites."""
         return {key.partition("[")[0] for key in (self.layout or {}).get("sites", {})}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write `adapter_config.json`, and fill in the model card beside it if it is PEFT's empty one."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.layout is not None:
+            fill_card(Path(save_directory), self)
 
     @classmethod
     def from_pretrained(

@@ -57,6 +57,23 @@ def test_save_load_disable_merge_and_unload(make_model, tokens, tmp_path, family
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_the_model_card_says_how_to_load_it_and_is_kept(esm, tmp_path, method):
+    model = adapt(esm(), method)
+    model.save_pretrained(tmp_path)
+    card = tmp_path / "README.md"
+    text = card.read_text()
+    assert "More Information Needed" not in text
+    assert text.startswith("---\n")
+    assert "library_name: peft" in text
+    assert text.index("import protfold_peft") < text.index("from peft import PeftModel")
+    assert f"# {METHODS[method][0].__name__.removesuffix('Config')} adapter" in text
+    assert "rank 3 on 18 linear maps" in text
+    card.write_text(text + "\nMine.\n")
+    model.save_pretrained(tmp_path)
+    assert card.read_text().endswith("Mine.\n")
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_configuration_describes_itself(esm, method):
     (adapter,) = adapt(esm(), method).describe_adapters()
     assert adapter == describe_adapters(adapt(esm(), method))[0]
