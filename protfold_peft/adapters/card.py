@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import peft
+
 from protfold_peft.files import write_text
 from protfold_peft.version import __version__
 
@@ -47,6 +49,10 @@ from transformers import AutoModel  # or the class that the adapter was trained 
 model = PeftModel.from_pretrained(AutoModel.from_pretrained("{name}"), "PATH/TO/THIS/FOLDER")
 ```
 
-`protfold adapter info PATH/TO/THIS/FOLDER` lists its groups and factors; `protfold adapter to-lora` writes it as a plain
-LoRA adapter, which needs no protfold-peft.
+`protfold adapter info PATH/TO/THIS/FOLDER` lists its groups and factors; `protfold adapter to-lora` writes it as a
+plain LoRA adapter, which needs no protfold-peft.
+
+### Framework versions
+
+- PEFT {peft.__version__}
 """
