@@ -15,6 +15,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from protfold_peft.adapters.discovery import linear_shape
 from protfold_peft.adapters.distributed import refuse_reentrant_checkpointing
@@ -133,7 +134,7 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         sites = self.tensor_sites[adapter_name]
         networks = [self.network(adapter_name, site) for site in sites]
         x = self.tensor_dropout[adapter_name](self._cast_input_dtype(x, networks[0].dtype))
-        if all(isinstance(network, LowRankNetwork) for network in networks):
+        if self._is_low_rank(adapter_name):
             return apply_pair(x, self.pair(adapter_name))
         weight = self.tensor_weights.get(adapter_name, 1.0)
         parts = [self._placed(network(x, site), site) for network, site in zip(networks, sites, strict=True)]
@@ -187,6 +188,8 @@ class TensorLinear(nn.Module, BaseTunerLayer):
             raise MixedBatchError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
+        if not named:
+            return self.base_layer(x, *args, **kwargs)
         if not all(site.batch_first for site in sites):
             raise MixedBatchError(
                 f"adapter_names cannot be used with an adapter of '{sites[0].path}': the leading axis of its input is "
@@ -198,13 +201,40 @@ class TensorLinear(nn.Module, BaseTunerLayer):
                 f"{len(adapter_names)} and {len(x)} respectively."
             )
         result = self.base_layer(x, *args, **kwargs)
-        if named and self.quantization_backend is not None:
+        if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
-        for name in named:
-            rows = torch.tensor([i for i, other in enumerate(adapter_names) if other == name], device=x.device)
-            update = self.update(name, x[rows])
-            result = result.index_add(0, rows, update.to(result.dtype))
+        # Adapters of thin matrices go through one pair of batched products; the others one after the other.
+        thin = [name for name in named if self._is_low_rank(name)]
+        for names in ([thin] if len(thin) > 1 else [[name] for name in thin]) + [[n] for n in named if n not in thin]:
+            rows = torch.tensor([i for i, name in enumerate(adapter_names) if name in names], device=x.device)
+            own = x if len(rows) == len(x) else x[rows]
+            if len(names) == 1:
+                update = self.update(names[0], own)
+            else:
+                update = self._stacked_update(own, [name for name in adapter_names if name in names])
+            result.index_add_(0, rows, update.to(result.dtype))
         return result
+
+    def _is_low_rank(self, adapter_name: str) -> bool:
+        sites = self.tensor_sites[adapter_name]
+        return all(isinstance(self.network(adapter_name, site), LowRankNetwork) for site in sites)
+
+    def _stacked_update(self, x: Tensor, adapter_names: list[str]) -> Tensor:
+        """`x dW^T` with a `dW` for every sample, from adapters of low rank, narrower ones padded with zeros.
+
+        Args:
+            x: `(b, ..., d_in)`.
+            adapter_names: The adapter of every sample.
+        """
+        names = list(dict.fromkeys(adapter_names))
+        pairs = [self.pair(name) for name in names]
+        q = max(len(down) for down, _ in pairs)
+        downs = torch.stack([F.pad(down, (0, 0, 0, q - len(down))) for down, _ in pairs]).to(x.device)
+        ups = torch.stack([F.pad(up, (0, q - up.shape[1])) for _, up in pairs]).to(x.device)
+        which = torch.tensor([names.index(name) for name in adapter_names], device=x.device)
+        tokens = self._cast_input_dtype(x, downs.dtype).reshape(len(x), -1, x.shape[-1])
+        update = tokens @ downs[which].mT @ ups[which].mT
+        return update.reshape(*x.shape[:-1], self.out_features)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """The dense `dW` of one adapter, in the shape of the module's weight: `(d_out, d_in)`, or transposed."""
