@@ -65,7 +65,7 @@ def add_weighted_adapter(
 def set_adapter_weights(model: TensorAdapterModel, weights: Mapping[str, float]) -> None:
     """Activate the named adapters, of any networks, with `dW = sum_i weights[i] dW_i`.
 
-    `set_adapter` on one of them later gives it its own weight of 1 back only through another call of this.
+    The weights hold until adapters are next activated or added; they are not saved.
 
     Raises:
         ConfigError: There is no such adapter, or a weight is not a finite number.

@@ -163,6 +163,13 @@ class TensorAdapterModel(BaseTuner):
         factors = cast(nn.ModuleDict, self.tensor_factors[adapter_name])
         return {name: cast(TensorNetwork, group) for name, group in factors.items()}
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters, each with a weight of 1 (see `set_adapter_weights`)."""
+        for layer in self.model.modules():
+            if isinstance(layer, TensorLinear):
+                layer.tensor_weights = {}
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter and free its factors."""
         super().delete_adapter(adapter_name)

@@ -98,6 +98,10 @@ def test_weights_hold_for_different_methods_and_for_merging(esm, tokens):
             reference.get_submodule(key).weight += weight * delta
     expected = reference(input_ids=tokens).logits
     torch.testing.assert_close(model(input_ids=tokens).logits, expected, rtol=0, atol=1e-10)
+    model.base_model.set_adapter(["default", "other"])  # counts each once again
+    once = model(input_ids=tokens).logits
+    assert not torch.allclose(once, expected)
+    model.base_model.set_adapter_weights({"default": 0.3, "other": 2.0})
     merged = model.merge_and_unload()
     torch.testing.assert_close(merged(input_ids=tokens).logits, expected, rtol=0, atol=1e-10)
     with pytest.raises(ConfigError, match="no adapter 'x'"):
