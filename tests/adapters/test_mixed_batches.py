@@ -130,10 +130,17 @@ def test_modules_whose_leading_axis_is_not_the_batch_are_refused(make_model, tok
     with pytest.raises(MixedBatchError, match=r"fc1.*leading axis of its input is not the batch") as caught:
         model(input_ids=tokens, adapter_names=["default", BASE])
     assert "set_adapter" in str(caught.value)
-    # An adapter that leaves those modules alone may be mixed on the same model.
+
+
+def test_an_adapter_that_leaves_those_modules_alone_is_mixed(make_model, tokens):
+    """Though another adapter of the model changes them."""
+    model = get_peft_model(make_model("opt"), make_config("lorta", target_modules=["q_proj", "fc1"]))
     model.add_adapter("projections", make_config("lorta", target_modules=["q_proj"]))
     with torch.no_grad():
-        model.eval()(input_ids=tokens, adapter_names=["projections", BASE])
+        mixed = model.eval()(input_ids=tokens, adapter_names=["projections", BASE]).logits
+        for row, name in enumerate(["projections", BASE]):
+            expected = alone(model, name, lambda row=row: model(input_ids=tokens[row : row + 1]).logits)
+            torch.testing.assert_close(mixed[row : row + 1], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("target", ["tri_att_start.mha.linear_q", "tri_mul_out.linear_a_p", "mlp_pair.mlp.1"])
