@@ -104,7 +104,7 @@ def _check_alike(names: Sequence[str], configs: Sequence[TensorAdapterConfig]) -
 
 def _structure(config: TensorAdapterConfig) -> Any:
     """What must agree between adapters that are added up."""
-    return (config.layout or {})["sites"], getattr(config, "variant", None), getattr(config, "heads", None)
+    return config.sites, getattr(config, "variant", None), getattr(config, "heads", None)
 
 
 def _combined_config(
@@ -117,6 +117,7 @@ def _combined_config(
     if hasattr(configs[0], "alpha"):
         changes |= {"alpha": float(rank), "use_rslora": False}
     else:
-        layout["groups"] = {group: {"ranks": dict(own)} for group, own in ranks.items()}
+        for group, own in ranks.items():
+            layout["groups"][group]["settings"] = {"ranks": dict(own)}
         changes |= {"scale": 1.0, "ranks": None, "budget": None, "match_lora_rank": None}
     return dataclasses.replace(configs[0], **changes)

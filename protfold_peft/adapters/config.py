@@ -24,6 +24,7 @@ from protfold_peft.adapters.checkpoint import check_directory
 from protfold_peft.adapters.discovery import Targets
 from protfold_peft.adapters.networks import NETWORKS, TensorNetwork, build_networks
 from protfold_peft.adapters.networks.tucker import MODES, VARIANTS
+from protfold_peft.adapters.site_table import unpack
 from protfold_peft.adapters.sites import Site
 from protfold_peft.errors import CheckpointError, ConfigError
 
@@ -108,6 +109,7 @@ class TensorAdapterConfig(PeftConfig):
         face = self.faces.get(self.network)
         if face is not None and not isinstance(self, face):
             raise ConfigError(f"{type(self).__name__} is not the face of network '{self.network}'; use {face.__name__}")
+        self._site_paths: tuple[Any, frozenset[str]] = (None, frozenset())
         # A layout given here was read from a file and is binding; one that is filled in later can be made anew.
         self.layout_is_stored = self.layout is not None
         for name in ("target_modules", "exclude_modules"):
@@ -150,9 +152,10 @@ class TensorAdapterConfig(PeftConfig):
         Raises:
             CheckpointError: The stored layout is damaged.
         """
-        groups = (self.layout or {}).get("groups", {})
+        sites = self.sites
         try:
-            return build_networks(self.network, self.sites, self.network_options(), groups)
+            settings = {name: group.get("settings", {}) for name, group in (self.layout or {})["groups"].items()}
+            return build_networks(self.network, sites, self.network_options(), settings)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, (CheckpointError, ConfigError)):
                 raise
@@ -165,18 +168,15 @@ class TensorAdapterConfig(PeftConfig):
         Raises:
             CheckpointError: There is none yet, or it is damaged.
         """
-        try:
-            entries = dict((self.layout or {})["sites"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError("the adapter's configuration holds no layout of sites; save it again") from error
-        sites = [Site.from_json(key, entry) for key, entry in entries.items()]
-        # JSON sorts by path; put them back into the model's order.
-        return tuple(sorted(sites, key=lambda site: (site.layer, site.group, site.column, site.path)))
+        layout = self.layout if isinstance(self.layout, dict) else {}
+        return unpack(layout.get("groups"))
 
     @property
-    def site_paths(self) -> set[str]:
-        """The modules that have sites."""
-        return {key.partition("[")[0] for key in (self.layout or {}).get("sites", {})}
+    def site_paths(self) -> frozenset[str]:
+        """The modules that have sites; PEFT asks for it once for every module of the model."""
+        if self._site_paths[0] is not self.layout:
+            self._site_paths = self.layout, frozenset(site.path for site in self.sites)
+        return self._site_paths[1]
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write `adapter_config.json`, and fill in the model card beside it if it is PEFT's empty one."""

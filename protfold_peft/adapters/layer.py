@@ -112,7 +112,7 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         Raises:
             MixedBatchError: See `_mixed_batch`.
         """
-        if self.training:
+        if self.training and self._shares_factors():
             refuse_reentrant_checkpointing()
         if self.disable_adapters and self.merged:
             self.unmerge()
@@ -128,6 +128,14 @@ class TensorLinear(nn.Module, BaseTunerLayer):
             if name in self.tensor_factors:
                 result = result + self.update(name, x)
         return result.to(dtype)
+
+    def _shares_factors(self) -> bool:
+        """Whether an active adapter's factors are used by other sites too."""
+        return any(
+            len(self.network(name, site).sites) > 1
+            for name in self.active_adapters
+            for site in self.tensor_sites.get(name, ())
+        )
 
     def update(self, adapter_name: str, x: Tensor) -> Tensor:
         """`x dW^T` of one adapter, `(..., d_out)`, without building `dW`."""

@@ -96,8 +96,8 @@ def test_the_stored_layout_decides_what_a_row_means(esm, adapted, tokens, tmp_pa
     model.save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     config = json.loads(path.read_text())
-    for site in config["layout"]["sites"].values():
-        site["row"] = {0: 2, 2: 0}.get(site["row"], site["row"])
+    assert config["layout"]["groups"]["attention"]["layers"] == "0-2"
+    config["layout"]["groups"]["attention"]["layers"] = "2,1,0"
     path.write_text(json.dumps(config))
     swapped = load_adapter(esm(), tmp_path)
     with torch.no_grad():
