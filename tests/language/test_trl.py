@@ -167,6 +167,18 @@ def test_sft_with_checkpointing_is_the_same_training(tiny_llama_folder, letters,
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", [sft, dpo])
+def test_trls_own_precision_is_bfloat16_and_factors_stay_float32(tiny_llama_folder, letters, tmp_path, method, kind):
+    options = {"bf16": None, "gradient_checkpointing": True, "per_device_train_batch_size": 4, "max_steps": 12}
+    trainer = kind(fresh(tiny_llama_folder), letters, tmp_path, method, peft_config=new_config(method), **options)
+    assert trainer.args.bf16
+    trainer.train()
+    steps = losses(trainer)
+    assert steps[-1] < steps[0] - 0.03
+    assert {factor.dtype for factor in factors(trainer.model).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", [sft, dpo])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny_llama_folder, letters, tmp_path, method, kind):
     def trainer(seed, **changes):
         torch.manual_seed(seed)
