@@ -27,7 +27,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 METHODS = ("lora", "lorta", "lotr", "tenslora", "tera", "tensor_train")
 # Where the walk over the grid starts, as halves of a decade: -3 is 10 ** -1.5.
-GUESSES = {"lora": -3, "lorta": -2, "lotr": -6, "tenslora": -3, "tera": -1, "tensor_train": -3}
+GUESSES = {"lora": -4, "lorta": -3, "lotr": -4, "tenslora": -3, "tera": -2, "tensor_train": -3}
 # The core of TensLoRA with one rank for all modes has rank ** 5 parameters, soon more than the model; no mode of TeRA
 # is longer than 8 here.
 LARGEST = {"tenslora": 8, "tera": 8}

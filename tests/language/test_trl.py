@@ -301,23 +301,25 @@ def preferences(data, count):
 def test_a_real_model_learns_instructions_then_preferences(language_data, tmp_path, method):
     folder = language_data / "stories260K"
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    recipe = dict(RECIPES[method])
+    rate = recipe.pop("learning_rate")
     torch.manual_seed(1)
     first = sft(
         fresh(folder),
         tokenizer,
         tmp_path / "sft",
         method,
-        peft_config=new_config(method, r=4),
+        peft_config=new_config(method, **recipe),
         data=instructions(language_data, 8),
         per_device_train_batch_size=8,
-        learning_rate=RECIPES[method]["learning_rate"] / 3,
+        learning_rate=rate,
         warmup_steps=2,
         max_steps=12,
         max_length=128,
     )
     first.train()
     steps = losses(first)
-    assert steps[-1] < 0.9 * steps[0]
+    assert steps[-1] < 0.95 * steps[0]
     first.save_model(str(tmp_path / "instructed"))
     instructed = PeftModel.from_pretrained(fresh(folder), tmp_path / "instructed", is_trainable=True)
     second = dpo(
@@ -327,7 +329,7 @@ def test_a_real_model_learns_instructions_then_preferences(language_data, tmp_pa
         method,
         data=preferences(language_data, 4),
         per_device_train_batch_size=4,
-        learning_rate=RECIPES[method]["learning_rate"] / 10,
+        learning_rate=rate / 3,
         max_steps=8,
         max_length=128,
     )
