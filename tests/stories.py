@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 # Not a token: the loss does not count it.
 IGNORED = -100
-# Rank, init and learning rate with which every method learns well within 100 steps; three times the rate is not too much.
+# Rank, init and learning rate with which every method learns well within 100 steps, and at three times the rate too.
 RECIPES: dict[str, dict[str, Any]] = {
     "lorta": {"r": 8, "init": "authors", "learning_rate": 3e-2},
     "lotr": {"r": 8, "init": "rank_stable", "learning_rate": 1e-2},
