@@ -125,11 +125,11 @@ class RandomTuckerNetwork(TensorNetwork):
         t = x.reshape(-1, *self.factors[self.n_output :])  # (t, I_in ..)
         for matrix in scaled[self.n_output :]:
             # The first remaining mode becomes the last, so after all of them the order is that of the ranks.
-            t = torch.tensordot(t, matrix, dims=([1], [0]))
+            t = torch.tensordot(t, matrix.to(t.dtype), dims=([1], [0]))  # autocast lowers the products, not the factors
         t = t.flatten(1) @ self._core(t).T  # (t, prod R_out)
         t = t.unflatten(1, self.mode_ranks[: self.n_output])
         for matrix in scaled[: self.n_output]:
-            t = torch.tensordot(t, matrix, dims=([1], [1]))
+            t = torch.tensordot(t, matrix.to(t.dtype), dims=([1], [1]))
         return t.reshape(*x.shape[:-1], site.d_out)
 
     def delta(self, site: Site) -> Tensor:
