@@ -45,6 +45,7 @@ def in_place_of_lora(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
     def make(**options: Any) -> Any:
         options["init_weights"] = options.pop("init_lora_weights", True)
+        options.pop("lora_alpha", None)
         return config_class(**options)
 
     monkeypatch.setitem(request.function.__globals__, "LoraConfig", make)
@@ -57,3 +58,14 @@ def _mixed_batches_are_supported(request: pytest.FixtureRequest, monkeypatch: py
         config_class = request.node.callspec.params["config_cls"]
         monkeypatch.setitem(request.function.__globals__, "LoraConfig", config_class)
         monkeypatch.setattr(f"{PACKAGE}.testing_common.LoraConfig", config_class)
+
+
+@pytest.fixture(autouse=True)
+def _bearable_learning_rate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This test trains by plain descent on inputs up to 89, at a rate of 0.5, at which two adapted layers diverge.
+
+    PEFT lists its own methods for which it takes 0.01; ours join the last of them.
+    """
+    if request.node.originalname == "test_parameters_after_loading_model":
+        known = request.function.__globals__
+        monkeypatch.setitem(known, "OSFConfig", (known["OSFConfig"], request.node.callspec.params["config_cls"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,9 +33,15 @@ class LayerIndexing:
             return {name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
         everywhere = adapted(adapt())
+
+        def of_layer(index: int) -> set[str]:
+            # The first number in a path is the layer's.
+            return {name for name in everywhere if re.findall(r"\.(\d+)\.", name)[0] == str(index)}
+
         model = adapt(layers_to_transform=[0])
-        assert adapted(model) == {name for name in everywhere if ".0." in name}
-        assert adapted(adapt(layers_to_transform=1)) == {name for name in everywhere if ".1." in name}
+        assert adapted(model) == of_layer(0)
+        assert adapted(adapt(layers_to_transform=1)) == of_layer(1)
+        assert len(everywhere) == len(of_layer(0)) + len(of_layer(1))
 
         inputs = self.prepare_inputs_for_testing()
         model(**inputs)[0].sum().backward()
