@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
-
 import protfold_peft
 
 
@@ -30,22 +28,8 @@ class Method:
 
     @property
     def config(self) -> Any:
-        return getattr(protfold_peft, self.name, _missing(self.name))
-
-    def row(self, *values: Any) -> Any:
-        """One row of a test matrix."""
-        return pytest.param(*values, marks=self.marks)
-
-    @property
-    def marks(self) -> list[pytest.MarkDecorator]:
-        # TEMPORARY, until all classes exist: delete this property, `_missing` and the default in `config`.
-        if hasattr(protfold_peft, self.name):
-            return []
-        return [pytest.mark.skip(reason=f"protfold_peft.{self.name} does not exist yet")]
-
-
-def _missing(name: str) -> type:
-    return type(name, (), {"__init__": lambda self, **options: None})
+        """The class."""
+        return getattr(protfold_peft, self.name)
 
 
 METHODS = [
@@ -58,7 +42,7 @@ METHODS = [
 
 # Lists in the order of PEFT's test matrices: (name, model, class, options), class, (class, options), ...
 CUSTOM_CASES = [
-    method.row(f"{title} {method.label}", model, method.config, options | method.options)
+    (f"{title} {method.label}", model, method.config, options | method.options)
     for method in METHODS
     for title, model, options in (
         ("Vanilla MLP 1", "MLP", {"target_modules": "lin0"}),
@@ -71,16 +55,13 @@ CUSTOM_CASES = [
         ("transformers Conv1D", "EmbConv1D", {"target_modules": ["conv1d"]} | method.strong),
     )
 ]
-CLASSES = [method.row(method.config) for method in METHODS]
-SINGLE_CONFIGS = [
-    method.row(method.config(target_modules=["lin0"], init_weights=False, **method.options)) for method in METHODS
-]
+CLASSES = [method.config for method in METHODS]
+SINGLE_CONFIGS = [method.config(target_modules=["lin0"], init_weights=False, **method.options) for method in METHODS]
 NAMED_CONFIGS = [
-    method.row(method.label, method.config(target_modules=["lin0"], init_weights=False, **method.options))
-    for method in METHODS
+    (method.label, method.config(target_modules=["lin0"], init_weights=False, **method.options)) for method in METHODS
 ]
 ACTIVE_TOGETHER = [
-    method.row(
+    (
         f"{method.label} {title}",
         "tensor",
         method.config,
@@ -95,7 +76,7 @@ ACTIVE_TOGETHER = [
 def transformer_configs(task_type: str | None = None) -> list[Any]:
     """Rows `(class, options)` for language models. The options name no modules: the defaults must do."""
     task = {} if task_type is None else {"task_type": task_type}
-    return [method.row(method.config, {"target_modules": None} | task | method.options) for method in METHODS]
+    return [(method.config, {"target_modules": None} | task | method.options) for method in METHODS]
 
 
 def pairs(first: dict[str, Any], second: dict[str, Any]) -> list[Any]:
@@ -106,6 +87,6 @@ def pairs(first: dict[str, Any], second: dict[str, Any]) -> list[Any]:
             which.config(**({"init_weights": False} | options | which.options))
             for which, options in ((method, first), (method, second), (other, second))
         )
-        rows.append(method.row(method.label, one, two))
-        rows.append(pytest.param(f"{method.label} with {other.label}", one, three, marks=[*method.marks, *other.marks]))
+        rows.append((method.label, one, two))
+        rows.append((f"{method.label} with {other.label}", one, three))
     return rows
