@@ -6,6 +6,7 @@ _PICKLE = "a pickled adapter (adapter_model.bin) is refused: opening a pickle ca
 
 PICKLE = {"test_save_pretrained_pickle": _PICKLE}
 PICKLES = PICKLE | {"test_save_pretrained_selected_adapters_pickle": _PICKLE}
+CARD = {"test_non_existing_model_card": "our model card is filled in; PEFT asks for its empty one, of 1,000 letters"}
 MIXED_MODEL = "PeftMixedModel takes only types on PEFT's own list, none of which shares factors between layers"
 
 _UNMATCHED = (

@@ -7,7 +7,7 @@ from peft import PeftModel
 from peft_suite.adopt import adopt
 from peft_suite.methods import ACTIVE_TOGETHER, CLASSES, CUSTOM_CASES, NAMED_CONFIGS, SINGLE_CONFIGS, pairs
 from peft_suite.peft_tests import peft_tests
-from peft_suite.refused import MIXED_MODEL, PICKLE
+from peft_suite.refused import CARD, MIXED_MODEL, PICKLE
 
 peft_custom = peft_tests("test_custom_models")
 
@@ -49,7 +49,7 @@ class TestCustomModel(
             # Asks for nothing of classes but LoraConfig and BOFTConfig.
             "test_disable_adapter_with_bias_warns",
         ],
-        refused=PICKLE,
+        refused=PICKLE | CARD,
     )
 ):
     pass
