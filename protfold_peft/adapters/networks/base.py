@@ -145,10 +145,10 @@ def apply_pair(x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
     """`(..., d_in)` to `(..., d_out)` through `down (q, d_in)` and `up (d_out, q)`."""
     down, up = pair
     # A model spread over several devices has one copy of the factors; elsewhere `to` makes no copies. In two
-    # dimensions: with more, matmul chooses its way by whether a factor is trainable, and the same adapter would give
-    # other last bits once it is loaded for inference. With the tokens as columns: a product with many rows and few
-    # columns is several times slower on a CPU.
-    inner = down.to(x.device).contiguous() @ x.reshape(-1, x.shape[-1]).T
+    # dimensions, and from memory of our own: matmul chooses its way by whether a factor is trainable and where it lies,
+    # and the same adapter would give other last bits once it is loaded. With the tokens as columns: a product with many
+    # rows and few columns is several times slower on a CPU.
+    inner = down.to(x.device).clone(memory_format=torch.contiguous_format) @ x.reshape(-1, x.shape[-1]).T
     return (inner.T @ up.to(x.device).T.contiguous()).view(*x.shape[:-1], up.shape[0])
 
 
