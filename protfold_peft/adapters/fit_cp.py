@@ -159,6 +159,7 @@ def _alternate(factors: _Factors, found: Sequence[Bucket], whole: float, sweeps:
 
 def _sweep(factors: _Factors, found: Sequence[Bucket], whole: float) -> float:
     """Solve for one factor after the other; returns the squared residual."""
+    rank = factors.A.shape[1]
     by_site = [factors.layers[b.rows] * factors.kinds[b.columns] for b in found]  # (n, r) each
 
     def gram(tensor: Tensor) -> Tensor:
@@ -168,14 +169,14 @@ def _sweep(factors: _Factors, found: Sequence[Bucket], whole: float) -> float:
         """`split` against head and width, `(n, q, r)`."""
         return torch.einsum("nhqr,hr->nqr", _by_width(bucket, factors.B), factors.heads[bucket.count])
 
-    right, matrix = torch.zeros_like(factors.A), 0
+    right, matrix = torch.zeros_like(factors.A), factors.A.new_zeros(rank, rank)
     for bucket, c in zip(found, by_site, strict=True):
         right = right + torch.einsum("nkq,nqr->kr", bucket.side, inner(bucket) * c[:, None])
         matrix = matrix + gram(c) * gram(factors.B) * gram(factors.heads[bucket.count])
     factors.A = _solve(right, matrix)
     projected = [torch.einsum("nkq,kr->nqr", bucket.side, factors.A) for bucket in found]
 
-    right, matrix = torch.zeros_like(factors.B), 0
+    right, matrix = torch.zeros_like(factors.B), factors.A.new_zeros(rank, rank)
     for bucket, c, side in zip(found, by_site, projected, strict=True):
         weighted = torch.einsum("nqr,hr->nhqr", side * c[:, None], factors.heads[bucket.count])
         right = right + torch.einsum("nhjq,nhqr->jr", bucket.split, weighted)

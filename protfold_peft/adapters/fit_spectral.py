@@ -4,7 +4,7 @@ Where the given updates are a tensor of the network's ranks, and every layer has
 otherwise close to the best (De Lathauwer et al., SIAM J. Matrix Anal. Appl. 21, 1253 (2000); Vannieuwenhoven et al.,
 SIAM J. Sci. Comput. 34, A1027 (2012); Oseledets, SIAM J. Sci. Comput. 33, 2295 (2011)).
 
-Legend: n sites, d side axis, w other axis, h heads (of all numbers of heads one after the other), j head width, q inner
+Legend: n sites, d side axis, w other axis, h heads, j head width, q inner
 width of the given updates, r ranks, l layers, m kinds.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from protfold_peft.adapters.fit_targets import Bucket, Target, buckets, leading
 from protfold_peft.adapters.networks import LoRANetwork, TensorTrainNetwork, Tucker2Network, TuckerNetwork
 
-_ROUNDS = 50
+_ROUNDS = 200
 # Tensors of more numbers are not made.
 _LARGEST = 2**27
 
@@ -52,16 +52,22 @@ def fit_tucker2(network: Tucker2Network, targets: Sequence[Target]) -> None:
 
 
 def _spaces(side: Tensor, split: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """`left (w, r)`, `right (k, r)` that keep the most of `split side^T`."""
+    """`left (w, r)`, `right (k, r)` that keep the most of `split side^T`.
+
+    Each turns towards the leading space that the other leaves it, by a step of orthogonal iteration at a time.
+    """
     right = leading(_beside(side @ torch.linalg.qr(split).R.mT), rank)
+    left = leading(_beside(split @ (side.mT @ right)), rank)
     kept = 0.0
-    while True:
-        left = leading(_beside(split @ (side.mT @ right)), rank)
-        core = (left.T @ split) @ (side.mT @ right)
-        before, kept = kept, core.square().sum().item()
-        if kept - before <= 1e-12 * kept:
-            return left, right
-        right = leading(_beside(side @ (split.mT @ left)), rank)
+    for _ in range(_ROUNDS):
+        to_left = _beside(split @ (side.mT @ right))
+        left = torch.linalg.qr(to_left @ (to_left.T @ left)).Q
+        to_right = _beside(side @ (split.mT @ left))
+        right = torch.linalg.qr(to_right @ (to_right.T @ right)).Q
+        before, kept = kept, (left.T @ split @ (side.mT @ right)).square().sum().item()
+        if kept - before <= 1e-7 * kept:
+            break
+    return left, right
 
 
 def _beside(matrices: Tensor) -> Tensor:
@@ -72,19 +78,23 @@ def _beside(matrices: Tensor) -> Tensor:
 def _tensor(found: Sequence[Bucket], right: Tensor, layers: int, kinds: int) -> Tensor | None:
     """The updates on a grid, the side axis in the space `right`: `(r, j, h, m, l)`, zero where there is no site.
 
-    None where it would be too large.
+    Where there are several numbers of heads, the fewer are repeated to the most: in grouped-query attention, one for
+    each head that it serves. None where the tensor would be too large.
     """
-    heads, width = sum(bucket.count for bucket in found), found[0].split.shape[2]
+    heads, width = found[0].count, found[0].split.shape[2]
     if right.shape[1] * width * heads * layers * kinds > _LARGEST:
         return None
     tensor = torch.zeros(right.shape[1], width, heads, kinds, layers, dtype=torch.float64)
-    first = 0
     for bucket in found:
-        values = torch.einsum("nkq,kr,nhjq->nrjh", bucket.side, right, bucket.split)
+        values = torch.einsum("nkq,kr,nhjq->nrjh", bucket.side, right, bucket.split)[..., _served(heads, bucket.count)]
         for value, row, column in zip(values, bucket.rows, bucket.columns, strict=True):
-            tensor[:, :, first : first + bucket.count, column, row] = value
-        first += bucket.count
+            tensor[..., column, row] = value
     return tensor
+
+
+def _served(heads: int, count: int) -> Tensor:
+    """For each of `heads` heads, its place among `count`."""
+    return torch.arange(heads) * count // heads
 
 
 @torch.no_grad()
@@ -117,10 +127,8 @@ def start_tucker(network: TuckerNetwork, targets: Sequence[Target]) -> bool:
         if name != "heads":
             network.get_parameter(f"U_{name}").copy_(padded)
             continue
-        first = 0
-        for bucket in found:
-            network.get_parameter(network.head_factors[bucket.count]).copy_(padded[first : first + bucket.count])
-            first += bucket.count
+        for count, of_count in network.head_factors.items():
+            network.get_parameter(of_count).copy_(_gathered(padded, count))
     return True
 
 
@@ -174,11 +182,16 @@ def start_tensor_train(network: TensorTrainNetwork, targets: Sequence[Target]) -
     network.G2.copy_(_padded(basis @ right, rank).T * size.sqrt())
     network.Gl.copy_(_padded_cores(by_layer, rank))
     network.Gm.copy_(_padded_cores(by_kind / size, rank))
-    start = 0
+    cores_by_head = _padded_cores(by_head, rank)
     for count, name in network.head_cores.items():
-        network.get_parameter(name).copy_(_padded_cores(by_head[:, start : start + count], rank))
-        start += count
+        network.get_parameter(name).copy_(_gathered(cores_by_head, count))
     return True
+
+
+def _gathered(by_head: Tensor, count: int) -> Tensor:
+    """The inverse of `_served`: the mean over the heads that each of `count` serves."""
+    served = _served(len(by_head), count)
+    return torch.stack([by_head[served == head].mean(dim=0) for head in range(count)])
 
 
 def _padded(matrix: Tensor, rank: int) -> Tensor:

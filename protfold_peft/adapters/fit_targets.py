@@ -14,8 +14,8 @@ from torch import Tensor
 
 from protfold_peft.adapters.sites import Site
 
-# Directions whose share of the updates is below this, as a norm, are rounding.
-_ROUNDING = 1e-13
+# Directions whose share of the updates, as a squared norm, is below this are left out.
+_ROUNDING = 1e-15
 
 
 @dataclass(frozen=True)
@@ -96,26 +96,46 @@ def _weighted(side: Tensor, split: Tensor) -> Tensor:
 
 
 def span(matrix: Tensor) -> Tensor:
-    """An orthonormal basis `(d, k)` of the columns of `(d, n)`."""
-    u, s, _ = torch.linalg.svd(_shortened(matrix), full_matrices=False)
-    return u[:, : max(1, int((s > _ROUNDING * s[0]).sum()))]
-
-
-def _shortened(matrix: Tensor) -> Tensor:
-    """`(d, <= d)` with the same left singular vectors and values."""
-    return torch.linalg.qr(matrix.T).R.T if matrix.shape[1] > matrix.shape[0] else matrix
+    """An orthonormal basis `(d, k)` of the columns of `(d, n)`, but for what is too small to matter."""
+    values, vectors = _left_singular(matrix)
+    return vectors[:, : max(1, int((values > _ROUNDING * values[0]).sum()))]
 
 
 def leading(matrix: Tensor, rank: int) -> Tensor:
     """The first left singular vectors of `(d, n)`, `(d, <= r)`."""
-    return torch.linalg.svd(_shortened(matrix), full_matrices=False)[0][:, :rank]
+    return _left_singular(matrix, rank)[1][:, :rank]
+
+
+def _left_singular(matrix: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
+    """Squared singular values, largest first, and left singular vectors, by the smaller Gram matrix.
+
+    That is several times faster than a singular value decomposition, and half as many digits of small directions do.
+    """
+    if matrix.shape[0] <= matrix.shape[1]:
+        values, vectors = torch.linalg.eigh(matrix @ matrix.T)
+        return values.flip(0), vectors.flip(1)
+    values, right = torch.linalg.eigh(matrix.T @ matrix)
+    values, right = values.flip(0), right.flip(1)
+    kept = min(rank or len(values), max(1, int((values > _ROUNDING * values[0]).sum())))
+    return values[:kept], torch.linalg.qr(matrix @ right[:, :kept]).Q
 
 
 def residuals(pairs: Sequence[tuple[Tensor, Tensor]], targets: Sequence[Target]) -> Tensor:
-    """`||up @ down - target||^2` of every site, `(n)`."""
-    found = []
-    for (down, up), target in zip(pairs, targets, strict=True):
-        own = ((up.T @ up) * (down @ down.T)).sum()
-        common = ((up.T @ target.up) * (down @ target.down.T)).sum()
-        found.append(own - 2 * common + target.norm_squared())
+    """`||up @ down - target||^2` of every site, `(n)`.
+
+    Sites whose matrices are of one size are worked on together.
+    """
+    sizes: dict[tuple[torch.Size, ...], list[int]] = {}
+    for place, ((down, up), target) in enumerate(zip(pairs, targets, strict=True)):
+        sizes.setdefault((down.shape, up.shape, target.down.shape), []).append(place)
+    found: list[Tensor] = [torch.empty(0)] * len(pairs)
+    for places in sizes.values():
+        down, up = (torch.stack([pairs[place][side] for place in places]) for side in (0, 1))
+        goal_down = torch.stack([targets[place].down for place in places])
+        goal_up = torch.stack([targets[place].up for place in places])
+        own = ((up.mT @ up) * (down @ down.mT)).sum(dim=(1, 2))
+        common = ((up.mT @ goal_up) * (down @ goal_down.mT)).sum(dim=(1, 2))
+        goal = ((goal_up.mT @ goal_up) * (goal_down @ goal_down.mT)).sum(dim=(1, 2))
+        for place, square in zip(places, own - 2 * common + goal, strict=True):
+            found[place] = square
     return torch.stack(found).clamp_min(0)

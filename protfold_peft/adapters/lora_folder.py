@@ -42,7 +42,7 @@ class SavedLoRA:
 
     Attributes:
         config: Its configuration.
-        pairs: By module path, `down (q, d_in)` and `up (d_out, q)` with `dW = up @ down`, float64; the scale is in `up`.
+        pairs: By module path, `down (q, d_in)` and `up (d_out, q)`, float64: `dW = up @ down`, with the scale in `up`.
         modules: The other weights, of what was trained in full, under their names in the file.
     """
 
