@@ -21,7 +21,7 @@ from protfold_peft.adapters.folder import (
     read_adapter,
     write_adapter,
 )
-from protfold_peft.adapters.networks import NETWORKS, TensorNetwork
+from protfold_peft.adapters.networks import NETWORKS, RandomTuckerNetwork, TensorNetwork
 from protfold_peft.errors import ConfigError
 
 
@@ -70,6 +70,11 @@ def combine_folders(
     names = [str(folder) for folder in folders]
     _check_alike(names, configs)
     kind = NETWORKS[configs[0].network]
+    if kind is RandomTuckerNetwork:
+        raise ConfigError(
+            "a sum of TeRA updates is no TeRA update; convert the adapters with to-lora, or activate them together with "
+            "set_adapter_weights"
+        )
     modules = {} if drop_modules else _common_modules(names, read)
     dtype = next(iter(read[0].networks.values())).dtype
     networks: dict[str, TensorNetwork] = {}

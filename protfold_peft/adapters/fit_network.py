@@ -29,7 +29,10 @@ from protfold_peft.adapters.networks import (
 
 # Squared residuals below this share are rounding.
 _EXACT = 1e-14
-_STEPS = 300
+# Steps of a round, and the share of the squared residual that a round must take off to be followed by another.
+_ROUND = 20
+_LEAST_GAIN = 1e-3
+_ROUNDS = 15
 _HISTORY = 30
 
 
@@ -78,7 +81,7 @@ def descend(network: LowRankNetwork, targets: Sequence[Target]) -> float:
 
     optimizer = torch.optim.LBFGS(
         factors,
-        max_iter=20,
+        max_iter=_ROUND,
         history_size=_HISTORY,
         tolerance_grad=1e-14,
         tolerance_change=1e-16,
@@ -93,13 +96,13 @@ def descend(network: LowRankNetwork, targets: Sequence[Target]) -> float:
 
     with torch.no_grad():
         before = residual().item()
-    for _ in range(_STEPS // 20):
+    for _ in range(_ROUNDS):
         if before < _EXACT:
             break
         optimizer.step(closure)
         with torch.no_grad():
             after = residual().item()
-        if not before - after > 1e-4 * before:
+        if not before - after > _LEAST_GAIN * before:
             break
         before = after
     optimizer.zero_grad()

@@ -216,7 +216,10 @@ def parse_weight(text: str) -> tuple[Path, float]:
 
 def _quieten() -> None:
     """Libraries that announce what they do; what a user should know is printed by the commands."""
+    import logging as python_logging
     import warnings
+
+    python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)
 
     from huggingface_hub.utils import disable_progress_bars
     from transformers.utils import logging
