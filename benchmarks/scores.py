@@ -1,7 +1,10 @@
 """Pairs per second of our batched TM-score, GDT and CA lDDT beside tmtools, TMscore and biotite, on the same pairs.
 
-    python benchmarks/scores.py                     # CPU, as many processes or threads for everybody as there are cores
-    python benchmarks/scores.py --device cuda       # also on a GPU; the programs beside stay on the CPU
+    python benchmarks/scores.py                     # as many processes or threads for everybody as there are cores
+    python benchmarks/scores.py --device cpu        # a GPU, if there is one, left out
+    python benchmarks/scores.py --cpu-time          # on a busy machine: pairs per second of one core's time
+
+Where there is a GPU, ours are measured there too; the programs beside stay on the CPU.
 
 The pairs are real chains laid end to end to the wanted length and five kinds of models of them: shaken, swung about a
 hinge, with a stretch missing, threaded backwards, drifted. Our scores run in two ways: one process with a thread per
@@ -147,10 +150,12 @@ def worker(options: argparse.Namespace) -> dict[str, float]:
         before = memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
     run()
-    done, start = 0, time.perf_counter()
-    while time.perf_counter() - start < options.seconds or not done:
+    # Time of this process and the programs it starts, or of the clock on the wall.
+    clock = (lambda: sum(os.times()[:4])) if options.cpu_time else time.perf_counter
+    done, start = 0, clock()
+    while clock() - start < options.seconds or not done:
         done += run()
-    rate = done / (time.perf_counter() - start)
+    rate = done / (clock() - start)
     peak = torch.cuda.max_memory_allocated() if cuda else memory("VmHWM")
     return {"rate": rate, "memory": max(0, peak - before)}
 
@@ -158,11 +163,12 @@ def worker(options: argparse.Namespace) -> dict[str, float]:
 def measure(
     options: argparse.Namespace, who: str, kind: str, length: int, batch: int, **changes: Any
 ) -> dict[str, float]:
-    """Rate of all processes together and the peak memory of the largest."""
+    """Rate of all processes together (per core with `--cpu-time`) and the peak memory of the largest."""
     settings = {"processes": options.processes, "threads": 1, "device": "cpu", **changes}
     command = [sys.executable, __file__, "--worker", "--who", who, "--kind", kind, "--length", str(length)]
     command += ["--batch", str(batch), "--seconds", str(options.seconds), "--structures", str(options.structures)]
     command += ["--threads", str(settings["threads"]), "--device", settings["device"]]
+    command += ["--cpu-time"] if options.cpu_time else []
     environment = os.environ | {"OMP_NUM_THREADS": str(settings["threads"])}
     with tempfile.TemporaryDirectory() as scratch:
         environment["TMPDIR"] = scratch
@@ -171,15 +177,17 @@ def measure(
             for _ in range(settings["processes"])
         ]
         results = [json.loads(process.communicate()[0].splitlines()[-1]) for process in started]
-    return {"rate": sum(r["rate"] for r in results), "memory": max(r["memory"] for r in results)}
+    rate = sum(r["rate"] for r in results) / (len(results) if options.cpu_time else 1)
+    return {"rate": rate, "memory": max(r["memory"] for r in results)}
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="auto", help="cpu, or a GPU to measure too; auto: the GPU there is")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="cores that everybody may use")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long each measurement lasts")
+    parser.add_argument("--cpu-time", action="store_true", help="count the time of a core instead of the clock's")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--scores", nargs="+", choices=tuple(PEER), default=tuple(PEER))
@@ -196,8 +204,11 @@ def main() -> None:
         return
     import torch
 
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
     n = options.processes
-    print(f"# {platform.processor() or platform.machine()}, {n} cores, torch {torch.__version__}; pairs per second")
+    unit = "pairs per second of one core's time" if options.cpu_time else "pairs per second"
+    print(f"# {platform.processor() or platform.machine()}, {n} cores, torch {torch.__version__}; {unit}")
     if options.device != "cpu":
         print(f"# {torch.cuda.get_device_name(options.device)}")
     print(f"{'':>5}{'L':>5}{'batch':>6} {'threads':>9} {'processes':>10} {'memory':>9}{'':>10} {'beside':>8}  ratios")

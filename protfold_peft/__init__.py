@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING, Any
 from protfold_peft.version import __version__
 
 if TYPE_CHECKING:
-    from protfold_peft.adapters import LoRTAConfig, LoTRConfig, TensLoRAConfig, TensorTrainConfig, TeRAConfig
+    from protfold_peft.adapters import (
+        DeadAdapterCallback,
+        LoRTAConfig,
+        LoTRConfig,
+        TensLoRAConfig,
+        TensorTrainConfig,
+        TeRAConfig,
+        adapter_param_groups,
+        check_gradients,
+        describe_adapters,
+        load_adapter,
+    )
     from protfold_peft.folding.load import LoadedModel, load_model
     from protfold_peft.folding.model import EsmFold
     from protfold_peft.folding.predict import predict, predict_batch
@@ -25,6 +36,7 @@ if TYPE_CHECKING:
     from protfold_peft.structure import Chain, Structure, read_structure, write_mmcif, write_pdb
 
 _EXPORTS = {
+    "DeadAdapterCallback": "protfold_peft.adapters",
     "EsmFold": "protfold_peft.folding.model",
     "LoRTAConfig": "protfold_peft.adapters",
     "LoTRConfig": "protfold_peft.adapters",
@@ -34,6 +46,10 @@ _EXPORTS = {
     "TeRAConfig": "protfold_peft.adapters",
     "TensLoRAConfig": "protfold_peft.adapters",
     "TensorTrainConfig": "protfold_peft.adapters",
+    "adapter_param_groups": "protfold_peft.adapters",
+    "check_gradients": "protfold_peft.adapters",
+    "describe_adapters": "protfold_peft.adapters",
+    "load_adapter": "protfold_peft.adapters",
     "load_model": "protfold_peft.folding.load",
     "predict": "protfold_peft.folding.predict",
     "predict_batch": "protfold_peft.folding.predict",
@@ -46,6 +62,7 @@ _EXPORTS = {
 
 __all__ = [
     "Chain",
+    "DeadAdapterCallback",
     "EsmFold",
     "LoRTAConfig",
     "LoTRConfig",
@@ -57,6 +74,10 @@ __all__ = [
     "TensLoRAConfig",
     "TensorTrainConfig",
     "__version__",
+    "adapter_param_groups",
+    "check_gradients",
+    "describe_adapters",
+    "load_adapter",
     "load_model",
     "predict",
     "predict_batch",

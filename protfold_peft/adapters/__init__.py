@@ -2,6 +2,7 @@
 
 from protfold_peft.adapters.checks import DeadAdapterError, DeadSite, GradientCheck, check_gradients
 from protfold_peft.adapters.config import (
+    METHODS,
     LoRTAConfig,
     LoTRConfig,
     SiteLoRAConfig,
@@ -13,15 +14,18 @@ from protfold_peft.adapters.config import (
     register_network,
 )
 from protfold_peft.adapters.describe import AdapterDescription, GroupDescription, describe_adapters
-from protfold_peft.adapters.layer import BrokenAdapterError, MixedBatchError, TensorLinear
+from protfold_peft.adapters.layer import BrokenAdapterError, MixedBatchError, TensorLinear, collapsed
 from protfold_peft.adapters.loading import load_adapter
 from protfold_peft.adapters.model import TensorAdapterModel
+from protfold_peft.adapters.optimization import DeadAdapterCallback, adapter_param_groups
 from protfold_peft.adapters.register import register
 from protfold_peft.adapters.sites import HeadSplit, Site
 
 __all__ = [
+    "METHODS",
     "AdapterDescription",
     "BrokenAdapterError",
+    "DeadAdapterCallback",
     "DeadAdapterError",
     "DeadSite",
     "GradientCheck",
@@ -39,7 +43,9 @@ __all__ = [
     "TensorLinear",
     "TensorPeftType",
     "TensorTrainConfig",
+    "adapter_param_groups",
     "check_gradients",
+    "collapsed",
     "describe_adapters",
     "load_adapter",
     "register",

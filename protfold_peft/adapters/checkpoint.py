@@ -40,7 +40,10 @@ def check_factors(shapes: Mapping[str, tuple[int, ...]], config: TensorAdapterCo
     expected = factor_shapes(config)
     for name, shape in expected.items():
         if name not in shapes:
-            raise CheckpointError(f"{source}: factor '{name.removeprefix(_FACTORS)}' is missing; the file is damaged")
+            raise CheckpointError(
+                f"{source}: factor '{name.removeprefix(_FACTORS)}' is missing; the weights are damaged or belong to "
+                "another adapter"
+            )
         if tuple(shapes[name]) != shape:
             raise CheckpointError(
                 f"{source}: factor '{name.removeprefix(_FACTORS)}' has shape {tuple(shapes[name])}, but the "

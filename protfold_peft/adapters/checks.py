@@ -33,7 +33,10 @@ class DeadAdapterError(ProtfoldError):
 
 @dataclass(frozen=True)
 class DeadSite:
-    """An adapted module, or part of a fused one, whose output got no gradient; `ran` tells whether the forward pass used it at all."""
+    """An adapted module whose output got no gradient; `ran` tells whether the forward pass used it at all.
+
+    For one part of a fused module the path ends in its kind, as in `attn.c_attn[query]`.
+    """
 
     path: str
     ran: bool
@@ -81,7 +84,7 @@ class GradientCheck:
         if not self._handles:
             for layer in self._layers:
                 sites = {site for sites in layer.tensor_sites.values() for site in sites if site.key in self._sites}
-                self._handles.append(layer.register_forward_hook(partial(self._forward_hook, sites)))
+                self._handles.append(layer.register_forward_hook(partial(self._forward_hook, sites), prepend=True))
 
     def detach(self) -> None:
         """Stop watching. What was seen is kept."""

@@ -1,9 +1,9 @@
 """Weighted sums of adapters, defined on their updates `dW`.
 
 Averaging factors is something else: the average of two products is not the product of the averages. A sum of CP,
-Tucker or Tensor-Train updates is again one of that kind, with the ranks side by side, so `add_weighted_adapter` makes it
-exactly. A sum of TeRA updates is not: there, and for adapters of different kinds, `set_adapter_weights` keeps several
-adapters active and counts each by its weight.
+Tucker or Tensor-Train updates is again one of that kind, with the ranks side by side, and `add_weighted_adapter` makes
+it exactly. A sum of TeRA updates is not: there, and for adapters of different kinds, `set_adapter_weights` keeps
+several adapters active and counts each by its weight.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def add_weighted_adapter(
 def set_adapter_weights(model: TensorAdapterModel, weights: Mapping[str, float]) -> None:
     """Activate the named adapters, of any networks, with `dW = sum_i weights[i] dW_i`.
 
-    `set_adapter` on one of them later gives it its own weight of 1 back only through another call of this.
+    The weights hold until adapters are next activated or added; they are not saved.
 
     Raises:
         ConfigError: There is no such adapter, or a weight is not a finite number.
@@ -104,7 +104,7 @@ def _check_alike(names: Sequence[str], configs: Sequence[TensorAdapterConfig]) -
 
 def _structure(config: TensorAdapterConfig) -> Any:
     """What must agree between adapters that are added up."""
-    return (config.layout or {})["sites"], getattr(config, "variant", None), getattr(config, "heads", None)
+    return config.sites, getattr(config, "variant", None), getattr(config, "heads", None)
 
 
 def _combined_config(
@@ -117,6 +117,7 @@ def _combined_config(
     if hasattr(configs[0], "alpha"):
         changes |= {"alpha": float(rank), "use_rslora": False}
     else:
-        layout["groups"] = {group: {"ranks": dict(own)} for group, own in ranks.items()}
+        for group, own in ranks.items():
+            layout["groups"][group]["settings"] = {"ranks": dict(own)}
         changes |= {"scale": 1.0, "ranks": None, "budget": None, "match_lora_rank": None}
     return dataclasses.replace(configs[0], **changes)

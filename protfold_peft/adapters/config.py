@@ -18,16 +18,19 @@ from typing import Any, ClassVar
 from peft import PeftConfig
 from torch import nn
 
+from protfold_peft.adapters.architectures import HeadAxis
+from protfold_peft.adapters.card import fill_card
 from protfold_peft.adapters.checkpoint import check_directory
 from protfold_peft.adapters.discovery import Targets
 from protfold_peft.adapters.networks import NETWORKS, TensorNetwork, build_networks
 from protfold_peft.adapters.networks.tucker import MODES, VARIANTS
+from protfold_peft.adapters.site_table import unpack
 from protfold_peft.adapters.sites import Site
 from protfold_peft.errors import CheckpointError, ConfigError
 
 # How the heads of every site lie, by name: their axis (None: the one that the model divides), and whether the elements
 # of one head are spread.
-HEAD_LAYOUTS: dict[str, tuple[str | None, bool]] = {
+HEAD_LAYOUTS: dict[str, tuple[HeadAxis | None, bool]] = {
     "consistent": (None, False),
     "authors_peft": ("input", False),
     "authors_litgpt": ("output", False),
@@ -106,6 +109,7 @@ class TensorAdapterConfig(PeftConfig):
         face = self.faces.get(self.network)
         if face is not None and not isinstance(self, face):
             raise ConfigError(f"{type(self).__name__} is not the face of network '{self.network}'; use {face.__name__}")
+        self._site_paths: tuple[Any, frozenset[str]] = (None, frozenset())
         # A layout given here was read from a file and is binding; one that is filled in later can be made anew.
         self.layout_is_stored = self.layout is not None
         for name in ("target_modules", "exclude_modules"):
@@ -148,9 +152,10 @@ class TensorAdapterConfig(PeftConfig):
         Raises:
             CheckpointError: The stored layout is damaged.
         """
-        groups = (self.layout or {}).get("groups", {})
+        sites = self.sites
         try:
-            return build_networks(self.network, self.sites, self.network_options(), groups)
+            settings = {name: group.get("settings", {}) for name, group in (self.layout or {})["groups"].items()}
+            return build_networks(self.network, sites, self.network_options(), settings)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, (CheckpointError, ConfigError)):
                 raise
@@ -163,18 +168,21 @@ class TensorAdapterConfig(PeftConfig):
         Raises:
             CheckpointError: There is none yet, or it is damaged.
         """
-        try:
-            entries = dict((self.layout or {})["sites"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError("the adapter's configuration holds no layout of sites; save it again") from error
-        sites = [Site.from_json(key, entry) for key, entry in entries.items()]
-        # JSON sorts by path; put them back into the model's order.
-        return tuple(sorted(sites, key=lambda site: (site.layer, site.group, site.column, site.path)))
+        layout = self.layout if isinstance(self.layout, dict) else {}
+        return unpack(layout.get("groups"))
 
     @property
-    def site_paths(self) -> set[str]:
-        """The modules that have sites."""
-        return {key.partition("[")[0] for key in (self.layout or {}).get("sites", {})}
+    def site_paths(self) -> frozenset[str]:
+        """The modules that have sites; PEFT asks for it once for every module of the model."""
+        if self._site_paths[0] is not self.layout:
+            self._site_paths = self.layout, frozenset(site.path for site in self.sites)
+        return self._site_paths[1]
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write `adapter_config.json`, and fill in the model card beside it if it is PEFT's empty one."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.layout is not None:
+            fill_card(Path(save_directory), self)
 
     @classmethod
     def from_pretrained(
@@ -223,6 +231,9 @@ class _AlphaConfig(TensorAdapterConfig):
 class LoRTAConfig(_AlphaConfig):
     """LoRTA: one CP tensor for all heads, layers and matrices. See `networks.cp`.
 
+    Learning rates to start from, as measured on a language model of 260,000 parameters (docs/adapters.md): with
+    `init="rank_stable"` 1e-1 up to rank 4, 3e-2 above; with `authors` 1e-2 at rank 1, 1e-1 from rank 4 on.
+
     Args:
         head_layout: `consistent`: heads divide the output axis of query, key and value and the input axis of the
             output projection, as in the model. `authors_peft` and `authors_litgpt`: the input axis, or the output
@@ -236,7 +247,11 @@ class LoRTAConfig(_AlphaConfig):
 
 @dataclass
 class LoTRConfig(_AlphaConfig):
-    """LoTR: shared left and right factors, a small core for each site. See `networks.tucker2`."""
+    """LoTR: shared left and right factors, a small core for each site. See `networks.tucker2`.
+
+    Learning rates to start from (docs/adapters.md): with `init="rank_stable"` 3e-2 up to rank 4, 1e-2 above; with
+    `authors` 1e-2 at rank 1, 3e-3 at 4, 1e-3 from 8 on, and lower for wider models.
+    """
 
     network: str = field(default="tucker2", metadata={"help": "tucker2"})
 
@@ -244,6 +259,8 @@ class LoTRConfig(_AlphaConfig):
 @dataclass
 class TensorTrainConfig(_AlphaConfig):
     """Tensor-Train: a chain of small matrices for layer and kind between shared ends. See `networks.tensor_train`.
+
+    Learning rates to start from (docs/adapters.md): 3e-2 at ranks 1 to 8; at 32 3e-2, with `rank_stable` 1e-2.
 
     Args:
         heads: Split attention projections into heads, with a small matrix for each head: fewer parameters.
@@ -260,6 +277,8 @@ class TensorTrainConfig(_AlphaConfig):
 class SiteLoRAConfig(_AlphaConfig):
     """LoRA in this tuner, to mix with tensor adapters in one model and one batch. See `networks.lora`.
 
+    Learning rates to start from (docs/adapters.md): 1e-2 to 3e-2 on a small model; on large ones far lower.
+
     Alone, PEFT's own `LoraConfig` does the same.
     """
 
@@ -269,6 +288,8 @@ class SiteLoRAConfig(_AlphaConfig):
 @dataclass
 class TensLoRAConfig(TensorAdapterConfig):
     """TensLoRA: the Tucker family. See `networks.tucker`.
+
+    Learning rates to start from (docs/adapters.md), for one rank in every mode: 1e-1 at rank 1, 3e-2 at 4 and 8.
 
     Args:
         r: Rank of every mode (isorank), where `ranks` says nothing else.
@@ -328,6 +349,8 @@ class TensLoRAConfig(TensorAdapterConfig):
 class TeRAConfig(TensorAdapterConfig):
     """TeRA: a frozen random tensor network with trained vectors. See `networks.random_tucker`.
 
+    Learning rates to start from (docs/adapters.md): with `init="rank_stable"` 3e-2 at rank 1, 1e-1 at 4, 3e-1 at 8.
+
     Args:
         r: Rank of every mode, at most the mode's length. Rank of an update: up to `r ** axis_factors`.
         scale: Multiplies the update.
@@ -370,7 +393,17 @@ def register_network(name: str, network: type[TensorNetwork], face: type[TensorA
     TensorAdapterConfig.faces[name] = face
 
 
-for _face in (LoRTAConfig, LoTRConfig, TensLoRAConfig, TeRAConfig, TensorTrainConfig, SiteLoRAConfig):
+# What the methods are called where a person names one: in run configurations and on the command line.
+METHODS: dict[str, type[TensorAdapterConfig]] = {
+    "lorta": LoRTAConfig,
+    "lotr": LoTRConfig,
+    "tenslora": TensLoRAConfig,
+    "tera": TeRAConfig,
+    "tensor_train": TensorTrainConfig,
+    "lora": SiteLoRAConfig,
+}
+
+for _face in METHODS.values():
     register_network(_face.network, NETWORKS[_face.network], _face)
 
 

@@ -15,13 +15,15 @@ from protfold_peft.errors import ConfigError
 class GroupDescription:
     """Sites that share factors.
 
-    `modes` gives the length of each axis of their common tensor, `factors` the shape of each stored factor.
+    `modes` gives the length of each axis of their common tensor, `ranks` the rank of each (or one `rank`), `factors`
+    the shape of each stored factor.
     """
 
     name: str
     sites: tuple[str, ...]
     kinds: tuple[str, ...]
     modes: dict[str, int]
+    ranks: dict[str, int]
     factors: dict[str, tuple[int, ...]]
     parameters: int
 
@@ -73,6 +75,7 @@ def _describe(tuner: TensorAdapterModel, name: str, model_parameters: int) -> Ad
             sites=tuple(site.path for site in network.sites),
             kinds=tuple(dict.fromkeys(site.kind for site in network.sites)),
             modes=network.modes(),
+            ranks=network.ranks(),
             factors={factor: tuple(tensor.shape) for factor, tensor in network.named_parameters()},
             parameters=sum(tensor.numel() for tensor in network.parameters()),
         )

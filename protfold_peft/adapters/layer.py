@@ -7,13 +7,15 @@ update.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from protfold_peft.adapters.discovery import linear_shape
 from protfold_peft.adapters.distributed import refuse_reentrant_checkpointing
@@ -110,7 +112,7 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         Raises:
             MixedBatchError: See `_mixed_batch`.
         """
-        if self.training:
+        if self.training and self._shares_factors():
             refuse_reentrant_checkpointing()
         if self.disable_adapters and self.merged:
             self.unmerge()
@@ -127,12 +129,20 @@ class TensorLinear(nn.Module, BaseTunerLayer):
                 result = result + self.update(name, x)
         return result.to(dtype)
 
+    def _shares_factors(self) -> bool:
+        """Whether an active adapter's factors are used by other sites too."""
+        return any(
+            len(self.network(name, site).sites) > 1
+            for name in self.active_adapters
+            for site in self.tensor_sites.get(name, ())
+        )
+
     def update(self, adapter_name: str, x: Tensor) -> Tensor:
         """`x dW^T` of one adapter, `(..., d_out)`, without building `dW`."""
         sites = self.tensor_sites[adapter_name]
         networks = [self.network(adapter_name, site) for site in sites]
         x = self.tensor_dropout[adapter_name](self._cast_input_dtype(x, networks[0].dtype))
-        if all(isinstance(network, LowRankNetwork) for network in networks):
+        if self._is_low_rank(adapter_name):
             return apply_pair(x, self.pair(adapter_name))
         weight = self.tensor_weights.get(adapter_name, 1.0)
         parts = [self._placed(network(x, site), site) for network, site in zip(networks, sites, strict=True)]
@@ -148,25 +158,20 @@ class TensorLinear(nn.Module, BaseTunerLayer):
     def pair(self, adapter_name: str) -> Pair:
         """The update of one adapter of low-rank networks as `down (q, d_in)` and `up (d_out, q)`: `dW = up @ down`.
 
-        Under `collapsed` and without gradients it is kept until a factor is changed or exchanged.
+        Inside `collapsed` and without gradients it is kept until a factor is changed or exchanged.
         """
         keep = self._collapsed is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        state = None
-        if keep:
-            factors = list(self.tensor_factors[adapter_name].parameters())
-            if any(factor.is_inference() for factor in factors):  # these do not count their changes
-                keep = False
-            else:
-                state = [(factor.data_ptr(), factor.dtype, factor._version) for factor in factors]
-                state.append(self.tensor_weights.get(adapter_name, 1.0))
-        if keep and self._collapsed is not None and adapter_name in self._collapsed:
-            known, pair = self._collapsed[adapter_name]
-            if known == state:
-                return pair
-        pair = self._make_pair(adapter_name)
-        if keep and self._collapsed is not None:
-            self._collapsed[adapter_name] = state, pair
-        return pair
+        factors = list(self.tensor_factors[adapter_name].parameters()) if keep else []
+        if not keep or any(factor.is_inference() for factor in factors):  # such tensors do not count their changes
+            return self._make_pair(adapter_name)
+        assert self._collapsed is not None
+        state = (
+            self.tensor_weights.get(adapter_name, 1.0),
+            *((factor.data_ptr(), factor.dtype, factor._version) for factor in factors),
+        )
+        if adapter_name not in self._collapsed or self._collapsed[adapter_name][0] != state:
+            self._collapsed[adapter_name] = state, self._make_pair(adapter_name)
+        return self._collapsed[adapter_name][1]
 
     def _make_pair(self, adapter_name: str) -> Pair:
         downs, ups = [], []
@@ -191,6 +196,8 @@ class TensorLinear(nn.Module, BaseTunerLayer):
             raise MixedBatchError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
+        if not named:
+            return self.base_layer(x, *args, **kwargs)
         if not all(site.batch_first for site in sites):
             raise MixedBatchError(
                 f"adapter_names cannot be used with an adapter of '{sites[0].path}': the leading axis of its input is "
@@ -202,13 +209,40 @@ class TensorLinear(nn.Module, BaseTunerLayer):
                 f"{len(adapter_names)} and {len(x)} respectively."
             )
         result = self.base_layer(x, *args, **kwargs)
-        if named and self.quantization_backend is not None:
+        if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
-        for name in named:
-            rows = torch.tensor([i for i, other in enumerate(adapter_names) if other == name], device=x.device)
-            update = self.update(name, x[rows])
-            result = result.index_add(0, rows, update.to(result.dtype))
+        # Adapters of thin matrices go through one pair of batched products; the others one after the other.
+        thin = [name for name in named if self._is_low_rank(name)]
+        for names in ([thin] if len(thin) > 1 else [[name] for name in thin]) + [[n] for n in named if n not in thin]:
+            rows = torch.tensor([i for i, name in enumerate(adapter_names) if name in names], device=x.device)
+            own = x if len(rows) == len(x) else x[rows]
+            if len(names) == 1:
+                update = self.update(names[0], own)
+            else:
+                update = self._stacked_update(own, [name for name in adapter_names if name in names])
+            result.index_add_(0, rows, update.to(result.dtype))
         return result
+
+    def _is_low_rank(self, adapter_name: str) -> bool:
+        sites = self.tensor_sites[adapter_name]
+        return all(isinstance(self.network(adapter_name, site), LowRankNetwork) for site in sites)
+
+    def _stacked_update(self, x: Tensor, adapter_names: list[str]) -> Tensor:
+        """`x dW^T` with a `dW` for every sample, from adapters of low rank, narrower ones padded with zeros.
+
+        Args:
+            x: `(b, ..., d_in)`.
+            adapter_names: The adapter of every sample.
+        """
+        names = list(dict.fromkeys(adapter_names))
+        pairs = [self.pair(name) for name in names]
+        q = max(len(down) for down, _ in pairs)
+        downs = torch.stack([F.pad(down, (0, 0, 0, q - len(down))) for down, _ in pairs]).to(x.device)
+        ups = torch.stack([F.pad(up, (0, q - up.shape[1])) for _, up in pairs]).to(x.device)
+        which = torch.tensor([names.index(name) for name in adapter_names], device=x.device)
+        tokens = self._cast_input_dtype(x, downs.dtype).reshape(len(x), -1, x.shape[-1])
+        update = tokens @ downs[which].mT @ ups[which].mT
+        return update.reshape(*x.shape[:-1], self.out_features)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """The dense `dW` of one adapter, in the shape of the module's weight: `(d_out, d_in)`, or transposed."""
@@ -260,7 +294,8 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         # adapter. The factors are shared, so the first site of their group decides alone.
         if adapter_name not in self.tensor_factors:
             return
-        device = device or self.get_base_layer().weight.device
+        if device is None:
+            device = cast(Tensor, self.get_base_layer().weight).device
         for site in self.tensor_sites[adapter_name]:
             factors = self.network(adapter_name, site)
             if site.key != factors.sites[0].key:
@@ -279,3 +314,23 @@ class TensorLinear(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "tensor." + super().__repr__()
+
+
+@contextmanager
+def collapsed(model: nn.Module) -> Iterator[None]:
+    """Keep every adapter's update as two thin matrices per module, for inference inside this context.
+
+    They are made once instead of in every forward pass, which counts where a pass is short: when text is generated
+    token by token. A factor that is changed in place or exchanged is noticed, as is a weight of the adapter; only a
+    change through `factor.data` is not. Networks that are not of low rank (TeRA) are unaffected, and so are passes that
+    record gradients.
+    """
+    layers = [module for module in model.modules() if isinstance(module, TensorLinear)]
+    before = [layer._collapsed for layer in layers]
+    for layer in layers:
+        layer._collapsed = {}
+    try:
+        yield
+    finally:
+        for layer, kept in zip(layers, before, strict=True):
+            layer._collapsed = kept

@@ -16,6 +16,7 @@ from torch import nn
 from protfold_peft.adapters.config import HEAD_LAYOUTS, TensorAdapterConfig
 from protfold_peft.adapters.discovery import ALL_LINEAR, check_fit, find_maps, n_layers, select
 from protfold_peft.adapters.networks import NETWORKS, by_group
+from protfold_peft.adapters.site_table import pack
 from protfold_peft.adapters.sites import LinearMap, assign
 from protfold_peft.errors import CheckpointError, ConfigError
 
@@ -37,6 +38,8 @@ def settle_layout(config: TensorAdapterConfig, model: nn.Module) -> dict[str, An
     if config.layout is None or not config.layout_is_stored:
         return _resolve(config, model)
     layout = config.layout
+    if not isinstance(layout, dict):
+        raise CheckpointError("the adapter's configuration holds no layout of sites; save it again")
     if layout.get("version") != VERSION:
         raise CheckpointError(
             f"the adapter's layout has version {layout.get('version')}, this protfold-peft reads version {VERSION}; "
@@ -69,14 +72,16 @@ def _resolve(config: TensorAdapterConfig, model: nn.Module) -> dict[str, Any]:
     network, options = NETWORKS[config.network], config.network_options()
     laid_out = [_with_heads(linear, config.head_layout) for linear in chosen]
     sites = assign(laid_out, lambda linear: network.group_of(linear, options))
+    table = pack(sites)
+    for group, settings in network.plan(by_group(sites), config.plan_options()).items():
+        table[group]["settings"] = settings
     return {
         "version": VERSION,
         "architecture": architecture.name if architecture is not None else None,
         "base": base_identity(model),
         "layers": n_layers(maps),
         "target_modules": targets,
-        "groups": network.plan(by_group(sites), config.plan_options()),
-        "sites": {site.key: site.to_json() for site in sites},
+        "groups": table,
     }
 
 

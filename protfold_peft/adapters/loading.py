@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import cast
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 
 from protfold_peft.adapters.checkpoint import check_directory, read_config
 from protfold_peft.adapters.config import TensorAdapterConfig, TensorPeftType
-from protfold_peft.errors import CheckpointError
+from protfold_peft.errors import CheckpointError, ConfigError
 
 
 def load_adapter(
@@ -33,7 +33,8 @@ def load_adapter(
 
     Raises:
         CheckpointError: A file is missing, truncated or a pickle, or the adapter is of another model or rank.
-        ConfigError: The configuration holds a key or value that this version does not know, or the name is taken.
+        ConfigError: The configuration holds a key or value that this version does not know, or there is an adapter of
+            this name that is another (the weights of the same one are replaced).
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -41,6 +42,8 @@ def load_adapter(
     kind = read_config(folder)["peft_type"]
     check_directory(folder)
     if isinstance(model, PeftModel):
+        if adapter_name in model.peft_config:
+            _check_same(folder, model.peft_config[adapter_name], adapter_name)
         model.load_adapter(str(folder), adapter_name, is_trainable=is_trainable, low_cpu_mem_usage=low_cpu_mem_usage)
         return model
     ours = kind == TensorPeftType.TENSOR_NETWORK
@@ -56,3 +59,24 @@ def load_adapter(
             low_cpu_mem_usage=low_cpu_mem_usage,
         ),
     )
+
+
+# What does not change what the weights mean.
+_INCIDENTAL = {"inference_mode", "base_model_name_or_path", "revision", "peft_version", "auto_mapping", "task_type"}
+_INCIDENTAL |= {"init_weights", "dropout", "save_frozen"}
+
+
+def _check_same(folder: Path, present: PeftConfig, adapter_name: str) -> None:
+    """PEFT loads weights into an adapter of the same name without a look at what they are.
+
+    Raises:
+        ConfigError: The stored adapter is not the one that the model has.
+    """
+    stored = PeftConfig.from_pretrained(str(folder)).to_dict()
+    for key, value in present.to_dict().items():
+        if key not in _INCIDENTAL and stored.get(key) != value:
+            shown = "" if key == "layout" else f" ({stored.get(key)} in {folder}, {value} in the model)"
+            raise ConfigError(
+                f"the model has an adapter '{adapter_name}' already, and its {key} differs{shown}; load this one under "
+                "another name"
+            )

@@ -130,7 +130,7 @@ class TensorAdapterModel(BaseTuner):
                 )
         if not any(parameter.is_meta for parameter in group.parameters()):
             group.reset_parameters(config.init, zero_start=config.init_weights)
-        weight = innermost(model.get_submodule(group.sites[0].path)).weight
+        weight = cast(Tensor, innermost(model.get_submodule(group.sites[0].path)).weight)
         if weight.is_floating_point():
             for parameter in group.parameters():
                 parameter.data = parameter.data.to(weight.dtype)
@@ -169,6 +169,13 @@ class TensorAdapterModel(BaseTuner):
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters, each with a weight of 1 (see `set_adapter_weights`)."""
+        for layer in self.model.modules():
+            if isinstance(layer, TensorLinear):
+                layer.tensor_weights = {}
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter and free its factors."""

@@ -7,16 +7,14 @@ saved adapter, and a loaded adapter takes it from there: the order of discovery 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from protfold_peft.adapters.architectures import HeadAxis
-from protfold_peft.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -111,47 +109,16 @@ class Site:
     def key(self) -> str:
         return site_key(self.path, self.kind, self.rows)
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the path, in plain JSON types; fields at their defaults are left out."""
-        entry = asdict(self)
-        del entry["path"]
-        if self.rows is None:
-            del entry["rows"]
-        for name, default in (("transposed", False), ("batch_first", True)):
-            if entry[name] is default:
-                del entry[name]
-        if self.heads is not None and not self.heads.interleaved:
-            del entry["heads"]["interleaved"]
-        return entry
-
-    @classmethod
-    def from_json(cls, key: str, entry: dict[str, Any]) -> Site:
-        """The inverse of `to_json`.
+    def check(self) -> None:
+        """See that sizes and indices of a stored site make sense.
 
         Raises:
-            CheckpointError: A field is missing, unknown or of the wrong type.
+            ValueError: They do not.
         """
-        try:
-            heads, rows = entry["heads"], entry.get("rows")
-            nested = {
-                "heads": None if heads is None else HeadSplit(**heads),
-                "rows": None if rows is None else RowBlocks(**rows),
-            }
-            site = cls(re.sub(r"\[\w+\]$", "", key), **(entry | nested))
-            site._check()
-            if site.key != key:
-                raise ValueError(f"it describes '{site.key}'")
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"the adapter's layout entry for '{key}' is damaged ({error})") from error
-        return site
-
-    def _check(self) -> None:
         sizes = [self.d_out, self.d_in]
         indices = [self.row, self.column, self.layer]
         if self.heads is not None:
             sizes += [self.heads.count, self.heads.width]
-            if self.heads.axis not in ("output", "input"):
-                raise ValueError(f"head axis '{self.heads.axis}'")
             if self.heads.count * self.heads.width != (self.d_out if self.heads.axis == "output" else self.d_in):
                 raise ValueError("the heads do not fill their axis")
         if self.rows is not None:

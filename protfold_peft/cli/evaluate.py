@@ -100,6 +100,14 @@ def evaluate(
             rich_help_panel="Scores",
         ),
     ] = "reference",
+    stereochemistry: Annotated[
+        bool,
+        typer.Option(
+            "--stereochemistry",
+            help="Also lDDT without atoms of impossible geometry, and counts of clashes and odd backbones.",
+            rich_help_panel="Scores",
+        ),
+    ] = False,
     calibration: Annotated[
         bool,
         typer.Option(
@@ -157,6 +165,7 @@ def evaluate(
             references=references,
             search=search,
             normalise=parse_normalise(normalise),
+            stereochemistry=stereochemistry,
             json=json,
             csv=csv,
             lddt_pdb=lddt_pdb,

@@ -19,7 +19,7 @@ from protfold_peft.evaluation.scoring import Scores, score_all
 from protfold_peft.evaluation.settings import MEAN, EvaluationSettings
 from protfold_peft.runtime import LOGGER
 
-_SCORES = ("tm_score", "gdt_ts", "gdt_ha", "lddt_ca", "lddt", "rmsd_ca", "rmsd_heavy")
+_SCORES = ("tm_score", "gdt_ts", "gdt_ha", "lddt_ca", "lddt", "rmsd_ca", "rmsd_heavy", "lddt_stereo")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,15 @@ class Outcome:
 def make_outcomes(tasks: Sequence[Task], settings: EvaluationSettings, device: torch.device) -> Iterator[Outcome]:
     """Score all tasks together and tell each one's outcome, in order."""
     pairs = [matched for task in tasks for matched in (*task.matched, *task.parts)]
-    scored = iter(score_all(pairs, search=settings.search, normalise=settings.normalise, device=device))
+    scored = iter(
+        score_all(
+            pairs,
+            search=settings.search,
+            normalise=settings.normalise,
+            device=device,
+            stereochemistry=settings.stereochemistry,
+        )
+    )
     for task in tasks:
         whole = [next(scored) for _ in task.matched]
         parts = [next(scored) for _ in task.parts]
@@ -76,7 +84,7 @@ def _outcome(
 
 
 def _row(task: Task, pair: Matched, scores: Scores) -> Row:
-    values: dict[str, Any] = {name: finite(getattr(scores, name)) for name in _SCORES}
+    values: dict[str, Any] = {name: finite(getattr(scores, name)) for name in _SCORES} | scores.geometry
     if pair.level == COMPLEX:
         values |= _interface_values(score_complex(pair))
     if pair.reference.n_models > 1:
@@ -88,7 +96,7 @@ def _mean(task: Task, known: Sequence[Scores]) -> Row:
     """Means over the models of the reference; what describes the match is that of the first."""
     values: dict[str, Any] = {
         name: finite(float(np.mean([getattr(scores, name) for scores in known]))) for name in _SCORES
-    }
+    } | known[0].geometry
     description = _description(task.matched[0])
     description["coverage"] = float(np.mean([_coverage(pair) for pair in task.matched]))
     description["notes"] = (*description["notes"], f"mean over {len(known)} models of the reference")

@@ -54,7 +54,7 @@ class Matched:
         model_positions: `(n, 37, 3)` of the matched residues, 0 where there is none.
         model_mask: `(n, 37)` bool.
         plddt: `(n,)` B-factor of the model's CA, NaN where there is none.
-        n_model: Residues with CA of the model's chains that are scored.
+        model_chains: The model's chains that are scored, with or without a partner.
         notes: Sentences on what was decided.
     """
 
@@ -67,7 +67,7 @@ class Matched:
     model_positions: np.ndarray
     model_mask: np.ndarray
     plddt: np.ndarray
-    n_model: int
+    model_chains: tuple[Chain, ...]
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -82,6 +82,11 @@ class Matched:
     def n_reference(self) -> int:
         """Residues of the reference that have CA: the length the scores are normalised by."""
         return int(self.reference_mask[:, _CA].sum())
+
+    @property
+    def n_model(self) -> int:
+        """Residues with CA of the model's chains that are scored."""
+        return sum(int(chain.atom_mask[:, _CA].sum()) for chain in self.model_chains)
 
     @property
     def n_matched(self) -> int:
@@ -200,7 +205,7 @@ def _matched(
         model_positions=np.concatenate(positions),
         model_mask=np.concatenate(masks),
         plddt=np.concatenate(plddt),
-        n_model=sum(int(chain.atom_mask[:, _CA].sum()) for chain in model_chains if chain is not None),
+        model_chains=tuple(chain for chain in model_chains if chain is not None),
         notes=(*notes, *_suspicions(links)),
     )
     if not matched.n_reference:

@@ -38,6 +38,14 @@ class Row:
         dockq: Mean DockQ over the interfaces of the reference; one that the model lacks counts 0.
         qs_score: QS-score over all contacts between chains.
         interfaces: Scores of every interface of the reference.
+        lddt_stereo: As `lddt`, atoms of the model with impossible geometry counting as missing.
+        clashes: Pairs of the model's atoms that are nearer than atoms can be.
+        bond_outliers: Bonds of its backbone more than five deviations off.
+        angle_outliers: Angles of its backbone more than five deviations off.
+        cis_not_proline: Its cis peptides that are not before proline.
+        twisted: Its peptides neither cis nor trans, by more than 30 degrees.
+        breaks: Its neighbours in sequence that are not bonded.
+        mirrored: Its residues of the wrong hand.
         plddt: Mean pLDDT of the matched residues, 0..100.
         plddt_pearson: Correlation of pLDDT with CA lDDT over the residues.
         plddt_spearman: The same of their ranks.
@@ -69,6 +77,14 @@ class Row:
     dockq: float | None = None
     qs_score: float | None = None
     interfaces: tuple[dict[str, Any], ...] | None = None
+    lddt_stereo: float | None = None
+    clashes: int | None = None
+    bond_outliers: int | None = None
+    angle_outliers: int | None = None
+    cis_not_proline: int | None = None
+    twisted: int | None = None
+    breaks: int | None = None
+    mirrored: int | None = None
     plddt: float | None = None
     plddt_pearson: float | None = None
     plddt_spearman: float | None = None

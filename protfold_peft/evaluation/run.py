@@ -40,7 +40,7 @@ def run_evaluation(settings: EvaluationSettings) -> EvaluationResult:
     """
     configure_logging(verbose=settings.verbose)
     pairs = _pairs(settings)
-    _check_places(settings)
+    _check_places(settings, pairs)
     try:
         run = _Run(settings, pairs)
         rows = run.rows()
@@ -143,8 +143,8 @@ def _title(row: Row) -> str:
     return f"{Path(row.model).name}{number} against {Path(row.reference).name}: {values}"
 
 
-def _check_places(settings: EvaluationSettings) -> None:
-    """See that outputs can be written before anything is scored for nothing."""
+def _check_places(settings: EvaluationSettings, pairs: PairSet) -> None:
+    """See that outputs can be written, over no input, before anything is scored for nothing."""
     for folder in (settings.plot, settings.lddt_pdb):
         if folder is not None:
             try:
@@ -158,6 +158,13 @@ def _check_places(settings: EvaluationSettings) -> None:
             if path.is_dir():
                 raise ProtfoldError(f"{path} is a folder: name a file in it")
             _writable(_existing_parent(path), path)
+            if path.exists() and path.resolve() in _inputs(settings, pairs):
+                raise ProtfoldError(f"{path} is an input: name another file for the results")
+
+
+def _inputs(settings: EvaluationSettings, pairs: PairSet) -> set[Path]:
+    files = [file for pair in pairs.pairs for file in (pair.model, pair.reference)]
+    return {file.resolve() for file in (*files, settings.pairs) if file is not None}
 
 
 def _writable(folder: Path, wanted: Path) -> None:

@@ -6,12 +6,13 @@ Axis letters: `b` pairs of a batch, `n` residues of the longest reference in it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from protfold_peft.errors import ProtfoldError
+from protfold_peft.evaluation.geometry import geometry_of
 from protfold_peft.evaluation.matching import Matched
 from protfold_peft.metrics.gdt import gdt_ha, gdt_ts, tm_and_gdt
 from protfold_peft.metrics.lddt import lddt
@@ -43,6 +44,8 @@ class Scores:
         rmsd_heavy: Angstrom.
         lddt_per_residue: `(n,)` CA lDDT of every residue of the reference, 0..1.
         distances: `(n,)` CA distances in angstrom at the superposition of the TM-score, NaN where one has no CA.
+        lddt_stereo: As `lddt`, without atoms of impossible geometry; NaN where that was not asked for.
+        geometry: Counts of what is odd about the model; empty where that was not asked for.
     """
 
     tm_score: float
@@ -54,10 +57,17 @@ class Scores:
     rmsd_heavy: float
     lddt_per_residue: np.ndarray
     distances: np.ndarray
+    lddt_stereo: float = float("nan")
+    geometry: dict[str, int] = field(default_factory=dict)
 
 
 def score_all(
-    pairs: Sequence[Matched], *, search: str, normalise: str | int, device: torch.device
+    pairs: Sequence[Matched],
+    *,
+    search: str,
+    normalise: str | int,
+    device: torch.device,
+    stereochemistry: bool = False,
 ) -> list[Scores | Exception]:
     """Scores of every pair, in order; for one that cannot be scored, the exception that tells why.
 
@@ -66,13 +76,23 @@ def score_all(
         search: `tmscore` or `irls`.
         normalise: Length of the TM-score: `reference`, `model`, or a number of residues.
         device: Where to compute; in float64, on MPS (which has none) in float32.
+        stereochemistry: Judge the models' geometry too.
     """
+    asked = _Asked(search, normalise, device, stereochemistry)
     results: list[Scores | Exception] = [ProtfoldError("not scored")] * len(pairs)
     for places in _batches([len(pair) for pair in pairs]):
         batch = [pairs[place] for place in places]
-        for place, result in zip(places, _score_or_tell(batch, search, normalise, device), strict=True):
+        for place, result in zip(places, _score_or_tell(batch, asked), strict=True):
             results[place] = result
     return results
+
+
+@dataclass(frozen=True)
+class _Asked:
+    search: str
+    normalise: str | int
+    device: torch.device
+    stereochemistry: bool
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -89,19 +109,18 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def _score_or_tell(
-    batch: Sequence[Matched], search: str, normalise: str | int, device: torch.device
-) -> list[Scores | Exception]:
+def _score_or_tell(batch: Sequence[Matched], asked: _Asked) -> list[Scores | Exception]:
     """Scores of a batch; where it fails, of its pairs one by one, so that each error has its owner."""
     try:
-        return list(_score(batch, search, normalise, device))
+        return list(_score(batch, asked))
     except (ProtfoldError, ValueError, RuntimeError, MemoryError) as error:
         if len(batch) == 1:
             return [error]
-    return [result for pair in batch for result in _score_or_tell([pair], search, normalise, device)]
+    return [result for pair in batch for result in _score_or_tell([pair], asked)]
 
 
-def _score(batch: Sequence[Matched], search: str, normalise: str | int, device: torch.device) -> list[Scores]:
+def _score(batch: Sequence[Matched], asked: _Asked) -> list[Scores]:
+    device = asked.device
     dtype = torch.float32 if device.type == "mps" else torch.float64
     n = max(len(pair) for pair in batch)
 
@@ -119,7 +138,7 @@ def _score(batch: Sequence[Matched], search: str, normalise: str | int, device: 
     ca = (model[:, :, _CA], reference[:, :, _CA], reference_mask[:, :, _CA], model_mask[:, :, _CA])
     both = ca[2] & ca[3]
 
-    tm, ts, ha = _superposed(batch, ca, search, normalise)
+    tm, ts, ha = _superposed(batch, ca, asked.search, asked.normalise)
     local = lddt(*ca)
     full = lddt(model, reference, reference_mask, model_mask, restypes=restypes)
     rmsd_ca = rmsd(*ca).score
@@ -134,6 +153,10 @@ def _score(batch: Sequence[Matched], search: str, normalise: str | int, device: 
         "rmsd_ca": rmsd_ca,
         "rmsd_heavy": rmsd_heavy,
     }
+    geometry = [geometry_of(pair, device) for pair in batch] if asked.stereochemistry else []
+    if geometry:
+        sound = model_mask & padded([each.sound for each in geometry], torch.bool)
+        columns["lddt_stereo"] = lddt(model, reference, reference_mask, sound, restypes=restypes).score
     values = {name: column.cpu().tolist() for name, column in columns.items()}
     per_residue, distance = local.per_residue.double().cpu().numpy(), distances.double().cpu().numpy()
     return [
@@ -141,6 +164,7 @@ def _score(batch: Sequence[Matched], search: str, normalise: str | int, device: 
             **{name: column[row] for name, column in values.items()},
             lddt_per_residue=per_residue[row, : len(pair)],
             distances=distance[row, : len(pair)],
+            geometry=geometry[row].counts if geometry else {},
         )
         for row, pair in enumerate(batch)
     ]

@@ -31,6 +31,7 @@ class EvaluationSettings:
         references: Which models of the reference: `first`, or over all of them the `best` TM-score or the `mean`.
         search: Rule of the superposition search: `tmscore` or `irls`.
         normalise: What TM-score and GDT are divided by: `reference`, `model`, or a number of residues.
+        stereochemistry: Judge the models' geometry, and their lDDT without what is impossible of it.
         json: File of the rows as a JSON list, `-` for standard output.
         csv: File of the rows as CSV, `-` for standard output.
         lddt_pdb: Folder for the models with per-residue lDDT in the B-factor.
@@ -53,6 +54,7 @@ class EvaluationSettings:
     references: str = FIRST
     search: str = "tmscore"
     normalise: str | int = "reference"
+    stereochemistry: bool = False
     json: str | None = None
     csv: str | None = None
     lddt_pdb: Path | None = None
@@ -78,6 +80,8 @@ class EvaluationSettings:
             raise ConfigError(f"--min-identity {self.min_identity:g}: an identity is between 0 and 1")
         if self.json == self.csv == STANDARD_OUTPUT:
             raise ConfigError("--json - and --csv - cannot share standard output: name a file for one of them")
+        if self.json is not None and self.csv is not None and Path(self.json).resolve() == Path(self.csv).resolve():
+            raise ConfigError(f"--json and --csv are both {self.json}: name a file for each")
         resolve_device(self.device)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from protfold_peft.errors import NonFiniteError
+from protfold_peft.structure.residues import ATOM_INDEX, ATOM_TYPES
 
 
 class NonFiniteCoordinatesError(NonFiniteError, ValueError):
@@ -44,6 +45,24 @@ def check_masks(positions: Tensor, mask: Tensor, predicted_mask: Tensor | None) 
             raise ValueError(f"the mask's shape {tuple(given.shape)} is not {tuple(positions.shape[:-1])}")
     in_reference = mask.bool()
     return in_reference, in_reference if predicted_mask is None else predicted_mask.bool()
+
+
+def ca_of(
+    predicted: Tensor, reference: Tensor, mask: Tensor, predicted_mask: Tensor | None, what: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(`predicted`, `reference`, `in_reference`, `in_model`) of CA, of tensors of CA or of the 37 atoms.
+
+    Raises:
+        ValueError: As `check_pair` and `check_masks`, or there are other atoms than the 37.
+    """
+    check_pair(predicted, reference, what)
+    in_reference, in_model = check_masks(predicted, mask, predicted_mask)
+    if predicted.dim() == 3:
+        return predicted, reference, in_reference, in_model
+    if predicted.shape[2] != len(ATOM_TYPES):
+        raise ValueError(f"{what} takes CA or all {len(ATOM_TYPES)} atoms, got {predicted.shape[2]} per residue")
+    ca = ATOM_INDEX["CA"]
+    return predicted[:, :, ca], reference[:, :, ca], in_reference[:, :, ca], in_model[:, :, ca]
 
 
 def masked(positions: Tensor, mask: Tensor, what: str) -> Tensor:

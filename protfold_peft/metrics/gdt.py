@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from protfold_peft.metrics import search as tmscore
-from protfold_peft.metrics.checks import check_masks, check_pair, masked
+from protfold_peft.metrics.checks import ca_of, masked
+from protfold_peft.metrics.side_by_side import one_core
 from protfold_peft.metrics.tm_score import TmScore, score_at, tm_d0
 
 TS_CUTOFFS = (1.0, 2.0, 4.0, 8.0)
@@ -74,18 +75,18 @@ def tm_and_gdt(
 
     Arguments and errors as in `tm_score`.
     """
-    check_pair(predicted, reference, "gdt", dims=(3,))
-    in_reference, in_model = check_masks(predicted, mask, predicted_mask)
-    matched = in_reference & in_model
-    mobile = masked(predicted, matched, "predicted").double()
-    target = masked(reference, matched, "reference").double()
-    length = in_reference.sum(dim=1)
-    cutoffs = tuple(sorted({cutoff for group in gdts for cutoff in group}))
-    found = tmscore.search(mobile, target, matched, tm_d0(length), cutoffs)
-    tm = score_at(found.rotation, found.translation, mobile, target, matched, length, predicted.dtype)
-    fractions = (found.within / length[:, None]).to(predicted.dtype)
-    results = []
-    for group in gdts:
-        own = fractions[:, [cutoffs.index(cutoff) for cutoff in group]]
-        results.append(Gdt(own.mean(dim=1), own, group))
-    return tm, tuple(results)
+    predicted, reference, in_reference, in_model = ca_of(predicted, reference, mask, predicted_mask, "gdt")
+    with one_core(predicted.device):
+        matched = in_reference & in_model
+        mobile = masked(predicted, matched, "predicted").double()
+        target = masked(reference, matched, "reference").double()
+        length = in_reference.sum(dim=1)
+        cutoffs = tuple(sorted({cutoff for group in gdts for cutoff in group}))
+        found = tmscore.search(mobile, target, matched, tm_d0(length), cutoffs)
+        tm = score_at(found.rotation, found.translation, mobile, target, matched, length, predicted.dtype)
+        fractions = (found.within / length[:, None]).to(predicted.dtype)
+        results = []
+        for group in gdts:
+            own = fractions[:, [cutoffs.index(cutoff) for cutoff in group]]
+            results.append(Gdt(own.mean(dim=1), own, group))
+        return tm, tuple(results)

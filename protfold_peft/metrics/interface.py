@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from protfold_peft.metrics.checks import masked
 from protfold_peft.metrics.superpose import superpose
 from protfold_peft.structure.residues import ATOM_INDEX, BACKBONE_ATOMS
 
@@ -86,7 +87,13 @@ def score_interface(first: ChainPositions, second: ChainPositions) -> Interface 
     backbone atoms present in both. The receptor is the chain with more residues in the reference, the second of two
     equally long ones (as in the DockQ program). A chain without a matched backbone atom gives a DockQ of 0 for its
     distances, which are NaN.
+
+    Raises:
+        NonFiniteCoordinatesError: A coordinate that takes part is NaN or infinite.
     """
+    for chain in (first, second):
+        masked(chain.reference[None], chain.reference_mask[None], "reference")
+        masked(chain.model[None], chain.model_mask[None], "predicted")
     distances = residue_distances(
         first.reference, first.reference_mask, second.reference, second.reference_mask, within=INTERFACE
     )
@@ -197,7 +204,13 @@ def qs_score(
         model: The same for every chain of the model, matched or not.
         partners: Per chain of the reference the number of its chain in `model`, -1 for none, and `(n,)` the rows of
             its residues there, -1 for none.
+
+    Raises:
+        NonFiniteCoordinatesError: A coordinate that takes part is NaN or infinite.
     """
+    for chains, what in ((reference, "reference"), (model, "predicted")):
+        for positions, mask in chains:
+            masked(positions[None], mask[None], what)
     kept = total = extra_mapped = extra = 0.0
     known = [_matched_rows(model, partner) for partner in partners]
     for i in range(len(reference)):

@@ -26,15 +26,17 @@ from torch import Tensor
 from protfold_peft.metrics.checks import check_masks, check_pair, masked
 from protfold_peft.metrics.naming import twin_atoms
 from protfold_peft.metrics.neighbours import Atoms, Near, neighbour_pairs, pair_distances
-from protfold_peft.metrics.side_by_side import n_workers, side_by_side
+from protfold_peft.metrics.side_by_side import n_workers, one_core, side_by_side
 from protfold_peft.metrics.stereochemistry import sound_atoms
 from protfold_peft.structure.residues import ATOM_TYPES
 
 # The published choice: distances up to 15 A in the reference, four degrees of strictness.
 INCLUSION_RADIUS = 15.0
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)
-# Samples differ in how long they take: with a few slices of the batch for each core none waits long for the last.
-SLICES_PER_WORKER = 4
+# Samples differ in how long they take: with two slices of the batch for each core none waits long for the last. Where
+# there are fewer distances than this to look at, threads cost more than they bring.
+SLICES_PER_WORKER = 2
+LEAST_SLICE = 1 << 21
 _JUDGED = 1 << 32
 
 
@@ -93,40 +95,50 @@ def lddt(
             (`NonFiniteCoordinatesError`).
     """
     check_pair(predicted, reference, "lddt")
-    in_reference, in_model = check_masks(predicted, mask, predicted_mask)
-    wanted = in_reference
-    if restypes is not None:
-        if predicted.dim() != 4 or predicted.shape[2] != len(ATOM_TYPES) or restypes.shape != predicted.shape[:2]:
-            raise ValueError(
-                f"naming by restypes takes (batch, residues, {len(ATOM_TYPES)}, 3) coordinates and (batch, residues) "
-                f"types, got {tuple(predicted.shape)} and {tuple(restypes.shape)}"
-            )
-        # An atom of the model whose name the reference lacks may stand for its twin.
-        wanted = in_reference | in_reference.gather(2, twin_atoms(restypes))
-        if stereochemistry:
-            in_model = sound_atoms(predicted, in_model, restypes)
-    elif stereochemistry:
-        raise ValueError("stereochemistry checks need the residue types: give restypes")
-    in_model = in_model & wanted
-    model = masked(predicted, in_model, "predicted")
-    target = masked(reference, in_reference, "reference")
-    if model.dim() == 3:
-        model, target, in_reference, in_model = (x.unsqueeze(2) for x in (model, target, in_reference, in_model))
-    rule = _Rule(inclusion_radius, thresholds)
+    with one_core(predicted.device):
+        in_reference, in_model = check_masks(predicted, mask, predicted_mask)
+        wanted = in_reference
+        if restypes is not None:
+            if predicted.dim() != 4 or predicted.shape[2] != len(ATOM_TYPES) or restypes.shape != predicted.shape[:2]:
+                raise ValueError(
+                    f"naming by restypes takes (batch, residues, {len(ATOM_TYPES)}, 3) coordinates and "
+                    f"(batch, residues) types, got {tuple(predicted.shape)} and {tuple(restypes.shape)}"
+                )
+            # An atom of the model whose name the reference lacks may stand for its twin.
+            wanted = in_reference | in_reference.gather(2, twin_atoms(restypes))
+            if stereochemistry:
+                in_model = sound_atoms(predicted, in_model, restypes)
+        elif stereochemistry:
+            raise ValueError("stereochemistry checks need the residue types: give restypes")
+        in_model = in_model & wanted
+        model = masked(predicted, in_model, "predicted")
+        target = masked(reference, in_reference, "reference")
+        if model.dim() == 3:
+            model, target, in_reference, in_model = (x.unsqueeze(2) for x in (model, target, in_reference, in_model))
+        rule = _Rule(inclusion_radius, thresholds)
 
-    def work(own: slice) -> tuple[Tensor, Tensor]:
-        parts = model[own], target[own], in_reference[own], in_model[own]
-        return _counts(*parts, None if restypes is None else twin_atoms(restypes[own]), rule)
+        def work(own: slice) -> tuple[Tensor, Tensor]:
+            parts = model[own], target[own], in_reference[own], in_model[own]
+            return _counts(*parts, None if restypes is None else twin_atoms(restypes[own]), rule)
 
-    n_batch = len(model)
-    step = max(1, -(-n_batch // (SLICES_PER_WORKER * n_workers(model.device))))
-    slices = [slice(first, first + step) for first in range(0, max(1, n_batch), step)]
-    counts = side_by_side(work, slices, model.device)
-    conserved, judged = (torch.cat(parts) for parts in zip(*counts, strict=True))
-    total = judged.sum(dim=1)
-    score = conserved.sum(dim=1) / (len(thresholds) * total)
-    per_residue = conserved / (len(thresholds) * judged)
-    return Lddt(score.to(predicted.dtype), per_residue.to(predicted.dtype), total // 2)
+        counts = side_by_side(work, _slices(in_reference), model.device)
+        conserved, judged = (torch.cat(parts) for parts in zip(*counts, strict=True))
+        total = judged.sum(dim=1)
+        # Whole numbers divide to float32.
+        score = conserved.sum(dim=1).double() / (len(thresholds) * total)
+        per_residue = conserved.double() / (len(thresholds) * judged)
+        return Lddt(score.to(predicted.dtype), per_residue.to(predicted.dtype), total // 2)
+
+
+def _slices(in_reference: Tensor) -> list[slice]:
+    """Parts of the batch, of `(b, n, a)` atoms, to be worked on side by side."""
+    n_batch = len(in_reference)
+    workers, n_slices = n_workers(in_reference.device), 1
+    if workers > 1:
+        distances = int(in_reference.flatten(1).sum(dim=1).square().sum())
+        n_slices = max(1, min(SLICES_PER_WORKER * workers, distances // LEAST_SLICE))
+    step = max(1, -(-n_batch // n_slices))
+    return [slice(first, first + step) for first in range(0, max(1, n_batch), step)]
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Distances computed at a time: on a CPU what its caches hold, on a GPU what keeps it busy; 4 bytes each, some three
 # arrays of them live, and 100 bytes for every pair found near.
-BLOCK_CPU = 1 << 17
+BLOCK_CPU = 1 << 18
 BLOCK_GPU = 1 << 25
+MOST_BANDS = 8
 # float32 of centred coordinates is good to 1e-4 A in structures a thousand angstrom wide.
 _MARGIN = 0.01
 # Padding of columns lies here, that of rows at the opposite place: beyond any radius of any atom and of each other, and
@@ -153,8 +155,10 @@ def neighbour_pairs(atoms: Atoms, radius: float, kind: Tensor | None = None) -> 
     if not n_rows or not n_columns:
         return
     budget = BLOCK_CPU if atoms.residue.device.type == "cpu" else BLOCK_GPU
-    # A few bands of rows, for each of which columns before it need no look when every pair is to come once.
-    bands = 1 if kind is not None else 8
+    # A few bands of rows, for each of which columns before it need no look when every pair is to come once; where there
+    # is little to look at, fewer blocks count for more than that.
+    blocks = n_batch * n_rows * n_columns // budget
+    bands = 1 if kind is not None else min(MOST_BANDS, max(1, blocks))
     n_band = max(1, min(-(-n_rows // bands), budget // n_columns))
     n_samples = max(1, budget // (n_band * n_columns))
     for sample in range(0, n_batch, n_samples):
@@ -185,6 +189,19 @@ def _screened(rows: _Side, columns: _Side, radius: float, once: bool, most_per_r
     shared = slice(0, rows.place.shape[1] + most_per_residue) if once else slice(None)
     compare = torch.lt if once else torch.ne
     near[:, :, shared] &= compare(rows.residue[:, :, None], columns.residue[:, None, shared])
-    sample, row, column = near.nonzero(as_tuple=True)
-    first = rows.place.flatten().index_select(0, sample * rows.place.shape[1] + row)
-    return first, columns.place.flatten().index_select(0, sample * columns.place.shape[1] + column)
+    n_samples, n_rows, n_columns = near.shape
+    found = _places(near)
+    line = torch.repeat_interleave(near.sum(dim=2, dtype=torch.int32).flatten(), output_size=len(found))
+    # From a place in the block to one among the columns of all samples.
+    lines = torch.arange(n_samples * n_rows, device=near.device)
+    step = (lines // n_rows - lines) * n_columns
+    second = columns.place.flatten().index_select(0, found.add_(step.index_select(0, line)))
+    return rows.place.flatten().index_select(0, line), second
+
+
+def _places(near: Tensor) -> Tensor:
+    """`(p,)` where a contiguous tensor of bool is true, counted through all its axes."""
+    if near.device.type == "cpu":
+        # Four times as fast as torch's.
+        return torch.from_numpy(np.flatnonzero(near.numpy()))
+    return near.flatten().nonzero().squeeze(1)

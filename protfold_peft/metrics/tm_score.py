@@ -25,7 +25,8 @@ from torch import Tensor
 
 from protfold_peft.metrics import reweighted
 from protfold_peft.metrics import search as tmscore
-from protfold_peft.metrics.checks import check_masks, check_pair, masked
+from protfold_peft.metrics.checks import ca_of, masked
+from protfold_peft.metrics.side_by_side import one_core
 from protfold_peft.metrics.superpose import Superposition
 
 Normalise = Literal["reference", "model"] | int | Tensor
@@ -73,10 +74,12 @@ def tm_score(
     Computed in float64 whatever the inputs' type, so that all devices and types take the same path. No gradient.
 
     Args:
-        predicted: `(b, n, 3)` CA coordinates of the models in angstrom, float32 or float64.
-        reference: `(b, n, 3)` CA coordinates of the references, same type and device.
-        mask: `(b, n)` true where the reference has the residue; false for padding. All of them count in the length.
-        predicted_mask: `(b, n)` true where the model has it; all by default. A residue that the model lacks counts 0.
+        predicted: `(b, n, 3)` CA coordinates of the models in angstrom, float32 or float64; or `(b, n, 37, 3)` of all
+            atoms of `residues.ATOM_TYPES`, of which CA are taken.
+        reference: Coordinates of the references, same shape, type and device.
+        mask: `(b, n)` or `(b, n, 37)` true where the reference has the residue; false for padding. All of them count in
+            the length.
+        predicted_mask: The same of the model; all by default. A residue that the model lacks counts 0.
         search: "tmscore" for the rule of the TMscore program, "irls" for the stronger search.
         normalise: The length the sum is divided by and d0 is computed from: that of the "reference" (`mask`), of the
             "model" (`predicted_mask`, whose rows may lie outside `mask`), or lengths, one or `(b,)`.
@@ -85,18 +88,18 @@ def tm_score(
         ValueError: The shapes do not agree, an option or a length makes no sense, or a coordinate that takes part is
             NaN or infinite (`NonFiniteCoordinatesError`).
     """
-    check_pair(predicted, reference, "tm_score", dims=(3,))
-    in_reference, in_model = check_masks(predicted, mask, predicted_mask)
+    predicted, reference, in_reference, in_model = ca_of(predicted, reference, mask, predicted_mask, "tm_score")
     if search not in ("tmscore", "irls"):
         raise ValueError(f"search is 'tmscore' or 'irls', not {search!r}")
-    matched = in_reference & in_model
-    mobile = masked(predicted, matched, "predicted").double()
-    target = masked(reference, matched, "reference").double()
-    length = _length(normalise, in_reference, in_model)
-    d0 = tm_d0(length)
-    find = tmscore.search if search == "tmscore" else reweighted.search
-    found = find(mobile, target, matched, d0)
-    return score_at(found.rotation, found.translation, mobile, target, matched, length, predicted.dtype)
+    with one_core(predicted.device):
+        matched = in_reference & in_model
+        mobile = masked(predicted, matched, "predicted").double()
+        target = masked(reference, matched, "reference").double()
+        length = _length(normalise, in_reference, in_model)
+        d0 = tm_d0(length)
+        find = tmscore.search if search == "tmscore" else reweighted.search
+        found = find(mobile, target, matched, d0)
+        return score_at(found.rotation, found.translation, mobile, target, matched, length, predicted.dtype)
 
 
 def score_at(

@@ -1,4 +1,4 @@
-"""What happens beside the optimization: the progress bar, the log, and the watch over dead adapters."""
+"""What happens beside the optimization: the progress bar and the log."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.progress import Progress, TaskID
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-from protfold_peft.adapters.checks import GradientCheck
-
-# A first batch may give an adapter no gradient by chance: a crop without two resolved residues, say.
-DEAD_AFTER_STEPS = 3
 
 
 class ProgressCallback(TrainerCallback):
@@ -104,38 +98,3 @@ class CsvLogCallback(TrainerCallback):
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-class DeadAdapterCallback(TrainerCallback):
-    """Stops a run in its first steps if the loss does not reach every part of the adapter.
-
-    Raises:
-        DeadAdapterError: From within `Trainer.train`; names the modules without a gradient.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.check: GradientCheck | None = GradientCheck(model)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.check is not None:
-            self.check.attach()
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.check is None:
-            return
-        backward_passes = state.global_step + 1
-        if not self.check.dead_sites():
-            self._leave()
-        elif backward_passes >= min(DEAD_AFTER_STEPS, state.max_steps):
-            check = self.check
-            self._leave()
-            check.raise_if_dead()
-
-    def _leave(self) -> None:
-        assert self.check is not None
-        self.check.detach()
-        self.check = None

@@ -5,7 +5,7 @@ The groups mirror the file: `model`, `adapter`, `data`, `loss`, `training`, and 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -53,17 +53,20 @@ class AdapterConfig(_Group):
 
     Attributes:
         method: The tensor network.
-        rank: Of the shared tensor.
-        alpha: The update is scaled by `alpha / rank`; None takes `rank`, a scale of 1.
+        rank: Of the shared tensor, or of each of its modes.
+        alpha: The update is scaled by `alpha / rank`; None takes `rank`, a scale of 1. Not of tenslora and tera, which
+            have a `scale` among their options.
         init: How the factors start.
+        options: Further keys of the method's configuration, as `variant` of tenslora or `heads` of tensor_train.
         target_modules: Ends of module paths.
         dropout: Probability of dropping an input of the update.
     """
 
-    method: Literal["lorta"] = "lorta"
+    method: Literal["lorta", "lotr", "tenslora", "tera", "tensor_train", "lora"] = "lorta"
     rank: Annotated[int, Field(ge=1)] = 8
     alpha: Positive | None = None
     init: str = "authors"
+    options: dict[str, Any] = Field(default={})
     target_modules: Annotated[list[str], Field(min_length=1)] = Field(
         default=["query", "key", "value", "attention.output.dense"]
     )
@@ -115,6 +118,8 @@ class OptimizationConfig(_Group):
         steps: Optimizer steps.
         batch_size: Samples per step.
         learning_rate: AdamW's, after warm-up.
+        core_learning_rate: Of the cores of lotr, tenslora and tensor_train; None: `learning_rate`.
+        factor_learning_rate: Of the factors of every method but tera; None: `learning_rate`.
         warmup_steps: The learning rate rises linearly over these from 0.
         schedule: What it does afterwards: stay, or fall to 0 at the last step.
         weight_decay: AdamW's.
@@ -127,6 +132,8 @@ class OptimizationConfig(_Group):
     steps: Annotated[int, Field(ge=1)] = 100
     batch_size: Annotated[int, Field(ge=1)] = 1
     learning_rate: Positive = 1e-2
+    core_learning_rate: Positive | None = None
+    factor_learning_rate: Positive | None = None
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: NotNegative = 0.0

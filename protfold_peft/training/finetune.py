@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from protfold_peft.adapters import LoRTAConfig
+from protfold_peft.adapters import METHODS, DeadAdapterCallback
 from protfold_peft.data import ChainFolder, CropDataset, TrainingChain, collate_crops, read_chains
 from protfold_peft.errors import ConfigError
 from protfold_peft.files import write_text
@@ -26,7 +26,7 @@ from protfold_peft.folding.load import LoadedModel, load_model
 from protfold_peft.folding.mini import MINI_NAME
 from protfold_peft.runtime import LOGGER, progress_bar, resolve_device, seed_everything
 from protfold_peft.training import output
-from protfold_peft.training.callbacks import CsvLogCallback, DeadAdapterCallback, ProgressCallback
+from protfold_peft.training.callbacks import CsvLogCallback, ProgressCallback
 from protfold_peft.training.config import FinetuneConfig
 from protfold_peft.training.evaluate import ca_lddt, mean_score
 from protfold_peft.training.trainer import StructureTrainer
@@ -153,12 +153,20 @@ def _with_adapter(loaded: LoadedModel, config: FinetuneConfig) -> nn.Module:
     """The model with a fresh adapter, the only part of it that is trained."""
     settings = config.adapter
     seed_everything(config.training.seed)
-    adapter = LoRTAConfig(
+    face = METHODS[settings.method]
+    options: dict[str, Any] = dict(settings.options)
+    if "alpha" in {field.name for field in fields(face)}:
+        options |= {"alpha": settings.alpha or float(settings.rank)}
+    elif settings.alpha is not None:
+        raise ConfigError(f"adapter.alpha: {settings.method} has none; set adapter.options.scale instead")
+    if clash := sorted({"r", "network", "layout", "target_modules", "dropout", "init"} & set(settings.options)):
+        raise ConfigError(f"adapter.options.{clash[0]}: set it as a key of adapter itself")
+    adapter = face(
         r=settings.rank,
-        alpha=settings.alpha or float(settings.rank),
         init=settings.init,
         target_modules=list(settings.target_modules),
         dropout=settings.dropout,
+        **options,
     )
     with warnings.catch_warnings():
         # PEFT asks transformers under a name that is on its way out.

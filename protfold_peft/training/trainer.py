@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from protfold_peft.adapters import adapter_param_groups
 from protfold_peft.data import MODEL_INPUTS
 from protfold_peft.errors import NonFiniteError
 from protfold_peft.training.config import FinetuneConfig
@@ -28,6 +29,23 @@ class StructureTrainer(Trainer):
         self.config = config
         self.last_terms: dict[str, float] = {}
         super().__init__(**kwargs)
+
+    optimizer: Any  # the Trainer sets it
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's AdamW, with a learning rate for each kind of factor."""
+        if self.optimizer is None:
+            training = self.config.training
+            groups = adapter_param_groups(
+                self.model if model is None else model,
+                training.learning_rate,
+                core_lr=training.core_learning_rate,
+                factor_lr=training.factor_learning_rate,
+                weight_decay=training.weight_decay,
+            )
+            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer(groups, **options)
+        return self.optimizer
 
     def compute_loss(
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **unused: Any

@@ -109,7 +109,13 @@ def test_an_unknown_key_is_an_error_not_a_warning(esm, folder):
 
 
 def test_a_damaged_layout(esm, folder):
-    for layout, says in [(None, "no layout"), ({"layers": 3}, "no layout"), ({"layers": 3, "sites": {"x": {}}}, "'x'")]:
+    for layout, says in [
+        (None, "no layout"),
+        ([], "no layout"),
+        ({"layers": 3}, "no layout"),
+        ({"layers": 3, "groups": {"x": {}}}, "group 'x'"),
+        ({"layers": 3, "groups": {"x": 3}}, "group 'x'"),
+    ]:
         change(folder, layout=layout)
         assert_refused(lambda: load_adapter(esm(), folder), CheckpointError, says)
 

@@ -96,8 +96,8 @@ def test_the_stored_layout_decides_what_a_row_means(esm, adapted, tokens, tmp_pa
     model.save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     config = json.loads(path.read_text())
-    for site in config["layout"]["sites"].values():
-        site["row"] = {0: 2, 2: 0}.get(site["row"], site["row"])
+    assert config["layout"]["groups"]["attention"]["layers"] == "0-2"
+    config["layout"]["groups"]["attention"]["layers"] = "2,1,0"
     path.write_text(json.dumps(config))
     swapped = load_adapter(esm(), tmp_path)
     with torch.no_grad():
@@ -158,11 +158,26 @@ def test_a_checkpoint_loads_into_the_adapter_that_is_there(esm, adapted, tokens,
     assert all(parameter.requires_grad for parameter in other.base_model.tensor_factors.parameters())
 
 
+def test_another_adapter_does_not_take_the_place_of_one_of_its_name(esm, adapted, tmp_path):
+    """PEFT would load its factors and keep the scale, or the seed, of the one that is there."""
+    adapted(esm(), alpha=3.0).save_pretrained(tmp_path)
+    model = adapted(esm(), alpha=8.0)
+    before = factors(model)
+    with pytest.raises(
+        ConfigError, match=r"'default' already, and its alpha differs \(3\.0 in .*, 8\.0 in the model\)"
+    ):
+        load_adapter(model, tmp_path)
+    assert all(torch.equal(value, before[key]) for key, value in factors(model).items())
+    same = load_adapter(adapted(esm(), alpha=3.0, seed=9), tmp_path)
+    assert all(torch.equal(value, factors(adapted(esm()))[key]) for key, value in factors(same).items())
+    load_adapter(model, tmp_path, adapter_name="other")
+
+
 def test_roads_that_peft_closes_to_shared_factors_fail_clearly(esm):
     with pytest.raises(ValueError, match="shared state"):
         inject_adapter_in_model(LoRTAConfig(), esm())
     # Newer transformers ask for a newer PEFT before they look at the adapter.
-    with pytest.raises((ValueError, ImportError), match="shared state|version of PEFT"):
+    with pytest.raises((ValueError, ImportError), match=r"shared state|version of PEFT"):
         esm().add_adapter(LoRTAConfig())
     with pytest.raises(ValueError, match="TENSOR_NETWORK"):
         get_peft_model(esm(), LoRTAConfig(), mixed=True)

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from dense_updates import dense_update, module_update
 from adapter_methods import FORMS, METHODS, make_config
+from dense_updates import dense_update, module_update
 from peft import get_peft_model
 from torch.func import functional_call
 
@@ -26,7 +26,9 @@ def scale_of(form, options):
 
 
 def tensors_of(network):
-    return {name: tensor for name, tensor in [*network.named_parameters(), *network.named_buffers()]}
+    """Parameters and buffers by name, in the format of the parameters: frozen tensors are kept in fp32."""
+    buffers = {name: buffer.to(network.dtype) for name, buffer in network.named_buffers()}
+    return dict(network.named_parameters()) | buffers
 
 
 def expected_update(form, network, site, tensors=None):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
 from protfold_peft.adapters.discovery import Targets, check_fit, find_maps, select
 from protfold_peft.adapters.networks import CPNetwork
-from protfold_peft.adapters.sites import HeadSplit, RowBlocks, Site, assign
+from protfold_peft.adapters.site_table import pack, unpack
+from protfold_peft.adapters.sites import HeadSplit, RowBlocks, assign
 from protfold_peft.errors import CheckpointError, ConfigError
 
 QKVO = ["query", "key", "value", "attention.output.dense"]
@@ -143,18 +146,63 @@ def test_a_head_split_that_contradicts_the_weights_is_refused(esm):
         find_maps(model)
 
 
-def test_a_site_survives_json(esm):
-    for site in laid_out(esm(), "all-linear"):
-        assert Site.from_json(site.path, site.to_json()) == site
+@pytest.mark.parametrize("family", ["esm", "llama", "gpt2", "opt"])
+@pytest.mark.parametrize("targets", ["all-linear", r".*\.[02]\..*(query|q_proj|c_attn|fc1|dense)"])
+def test_sites_survive_their_table(make_model, family, targets):
+    """Through JSON, with keys sorted as PEFT writes them."""
+    sites = laid_out(make_model(family), targets)
+    stored = json.loads(json.dumps(pack(sites), sort_keys=True))
+    assert set(unpack(stored)) == set(sites)
+
+
+def test_the_table_is_short_and_readable(esm):
+    table = pack(laid_out(esm(num_hidden_layers=7), QKVO))
+    assert table["attention"]["layers"] == "0-6"
+    assert table["attention"]["kinds"][3] == {
+        "kind": "attention_output",
+        "path": "esm.encoder.layer.*.attention.output.dense",
+        "d_out": 32,
+        "d_in": 32,
+        "heads": "input 4 x 8",
+    }
+    assert len(json.dumps(table)) < 800
+
+
+def test_kinds_that_are_not_in_every_layer_name_theirs(esm):
+    targets = [f"esm.encoder.layer.{layer}.attention.self.query" for layer in (0, 1, 3, 4)]
+    sites = laid_out(esm(num_hidden_layers=5), [*targets, "esm.encoder.layer.3.attention.self.key"])
+    table = pack(sites)["attention"]
+    assert table["layers"] == "0-1,3-4"
+    assert [entry.get("layers") for entry in table["kinds"]] == [None, "3"]
+    assert set(unpack({"attention": table})) == set(sites)
 
 
 @pytest.mark.parametrize(
-    "change", [{"row": "0"}, {"row": -1}, {"row": True}, {"extra": 1}, {"heads": {"axis": "output"}}, {"heads": 3}]
+    "change",
+    [
+        {"layers": "x"},
+        {"layers": "0-1,1"},
+        {"layers": 3},
+        {"kinds": 3},
+        {"kinds": [{"kind": "query"}]},
+        {"kinds.d_out": "32"},
+        {"kinds.d_in": -1},
+        {"kinds.heads": "sideways 4 x 8"},
+        {"kinds.heads": "output 4 x 9"},
+        {"kinds.extra": 1},
+        {"kinds.layers": "9"},
+        {"kinds.rows": {"start": 1, "block": 32, "stride": 32}},
+    ],
 )
-def test_a_damaged_layout_entry_is_named(esm, change):
-    site = laid_out(esm(), ["query"])[0]
-    with pytest.raises(CheckpointError, match=r"layer\.0\.attention\.self\.query"):
-        Site.from_json(site.path, site.to_json() | change)
+def test_a_damaged_table_names_the_group(esm, change):
+    table = pack(laid_out(esm(), ["query"]))
+    for key, value in change.items():
+        if key.startswith("kinds."):
+            table["attention"]["kinds"][0][key.removeprefix("kinds.")] = value
+        else:
+            table["attention"][key] = value
+    with pytest.raises(CheckpointError, match="group 'attention'"):
+        unpack(table)
 
 
 def test_fit_compares_depth_width_and_heads(esm):

@@ -34,7 +34,7 @@ def folders(source, target, names):
 def pair_rows(test_data, expected, tmp_path_factory):
     """All single-chain pairs in one run of two folders, and so in padded batches."""
     models, references = folders(test_data / "metrics" / "pairs", tmp_path_factory.mktemp("pairs"), expected["pairs"])
-    rows = rows_of(models, references)
+    rows = rows_of(models, references, "--stereochemistry")
     return {row["model"].rsplit("/", 1)[1].removesuffix(".pdb"): row for row in rows}
 
 
@@ -72,6 +72,21 @@ def test_all_atom_lddt_of_the_pairs(pair_rows, expected):
         if theirs is not None:
             tolerance = 2e-5 if name.startswith("S22") else 5e-6
             assert pair_rows[name]["lddt"] == pytest.approx(theirs["score"], abs=tolerance), name
+
+
+def test_stereochemistry_of_the_pairs(pair_rows, expected):
+    """`lddt -f`: S08 and S15 have something to leave out; S22 as above, and what it takes for one residue clashes."""
+    told = []
+    for name, values in expected["pairs"].items():
+        row, theirs = pair_rows[name], values["lddt_heavy"]["openstructure_symmetry_stereo"]
+        if theirs is None:
+            continue
+        tolerance = 2e-5 if name.startswith("S22") else 5e-6
+        assert row["lddt_stereo"] == pytest.approx(theirs["score"], abs=tolerance), name
+        assert row["clashes"] == values["stereo_openstructure"]["clashes"], name
+        if row["lddt_stereo"] != row["lddt"]:
+            told.append(name)
+    assert told == ["S08_T0922_TS188", "S15_violations"]
 
 
 def test_the_other_search_is_never_below(test_data, expected, tmp_path):

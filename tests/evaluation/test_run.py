@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -29,6 +30,24 @@ def test_two_files(pair):
     assert "TM-score" in result.stdout
     assert "model.pdb" in result.stdout
     assert "1 scored, 0 failed" in result.stdout
+
+
+@pytest.mark.parametrize(("width", "left_out"), [(80, ["matched by", "GDT-HA"]), (140, [])])
+def test_names_are_whole_on_narrow_terminals(pair, tmp_path, monkeypatch, width, left_out):
+    """Columns give way to them, and what is left out is told; a pair that failed is told all the same."""
+    model = shutil.copyfile(pair[0], tmp_path / "T1024_ranked.pdb")
+    (tmp_path / "broken.pdb").write_text("")
+    table = tmp_path / "pairs.csv"
+    table.write_text(f"model,reference\n{model},{pair[1]}\nbroken.pdb,{pair[1]}\n")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", evaluate("--pairs", table).stdout).split("\n")
+    assert [line.split()[:2] for line in lines[1:3]] == [["T1024_ranked.pdb", "ref.pdb"], ["broken.pdb", "ref.pdb"]]
+    assert lines[2].split()[-1] == "error"
+    assert max(map(len, lines)) <= width
+    told = [line for line in lines if line.startswith("no room here for")]
+    assert told == ([f"no room here for {', '.join(left_out)}: --csv and --json have all"] if left_out else [])
+    assert ("GDT-HA" in lines[0]) == (width == 140)
 
 
 def test_json_and_csv_say_the_same(pair, tmp_path):
@@ -88,6 +107,10 @@ def test_a_bad_pair_is_reported_and_the_rest_is_done(tmp_path, pair, peptide):
         (("{model}", "{ref}", "--models", "2"), "--models"),
         (("{model}", "{ref}", "--device", "tpu"), "unknown device"),
         (("{model}", "{ref}", "--json", "-", "--csv", "-"), "standard output"),
+        (("{model}", "{ref}", "--json", "{folder}/s", "--csv", "{folder}/./s"), "both"),
+        (("{model}", "{ref}", "--json", "{ref}"), "ref.pdb is an input"),
+        (("{folder}", "{ref}", "--csv", "{model}"), "model.pdb is an input"),
+        (("--pairs", "{table}", "--csv", "{table}"), "pairs.csv is an input"),
         (("{model}", "{ref}", "--json", "{folder}"), "is a folder"),
         (("{model}", "{ref}", "--plot", "{model}"), "cannot make the folder"),
         (("{model}", "{ref}", "--csv", "{model}/s.csv"), "is a file"),
@@ -96,7 +119,8 @@ def test_a_bad_pair_is_reported_and_the_rest_is_done(tmp_path, pair, peptide):
     ],
 )
 def test_what_cannot_start_is_one_line_and_status_2(pair, tmp_path, arguments, what):
-    places = {"model": pair[0], "ref": pair[1], "folder": tmp_path}
+    places = {"model": pair[0], "ref": pair[1], "folder": tmp_path, "table": tmp_path / "pairs.csv"}
+    places["table"].write_text("model,reference\nmodel.pdb,ref.pdb\n")
     result = evaluate(*(argument.format(**places) for argument in arguments))
     assert result.exit_code == 2
     assert what in result.stderr

@@ -13,6 +13,7 @@ from made_chains import moved, rotation, taken
 
 from protfold_peft.evaluation.interfaces import score_complex
 from protfold_peft.evaluation.matching import match_structures
+from protfold_peft.metrics import NonFiniteCoordinatesError
 from protfold_peft.metrics.interface import (
     ChainPositions,
     dockq,
@@ -213,3 +214,23 @@ def test_every_pair_of_chains_is_looked_at():
     near, far = 1.0, np.exp(-2 * (5 / 4.28) ** 2)
     expected = (2 * near + far) / (3 * near + 2 * far)
     assert qs_score(reference, model, partners).overall == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("side", "what"), [("reference", "reference"), ("model", "predicted")])
+def test_nan_is_refused_where_it_takes_part(dimer, side, what):
+    first, second = (laid(part) for part in dimer)
+    spoilt = getattr(second, side).clone()
+    spoilt[3, 1, 2] = np.nan
+    second = replace(second, **{side: spoilt})
+    with pytest.raises(NonFiniteCoordinatesError, match=f"{what} coordinates of sample 0, residue 3"):
+        score_interface(first, second)
+    cb = [(getattr(chain, side)[:, 1], chain.reference_mask[:, 1]) for chain in (first, second)]
+    whole = [(chain.reference[:, 1], chain.reference_mask[:, 1]) for chain in (first, first)]
+    partners = [(place, torch.arange(len(first))) for place in range(2)]
+    with pytest.raises(NonFiniteCoordinatesError, match=what):
+        qs_score(*((cb, whole) if side == "reference" else (whole, cb)), partners)
+    # Where the mask leaves it out, it does not matter.
+    mask = second.model_mask.clone()
+    mask[3, 1] = False
+    absent = replace(second, **{f"{side}_mask": mask})
+    assert score_interface(first, absent) is not None

@@ -120,6 +120,15 @@ def test_counted_by_hand() -> None:
     assert result.per_residue[0].tolist() == pytest.approx([6 / 8, 6 / 8, 4 / 8])
 
 
+def test_float64_has_all_its_digits() -> None:
+    """8 of 12 distances kept, and 2 of 3 thresholds: shares that float32 cannot hold."""
+    result = lddt(line(0, 4, 11.5), line(0, 4, 10), torch.ones(1, 3))
+    assert result.score.dtype == result.per_residue.dtype == torch.float64
+    assert result.score.item() == 8 / 12
+    thirds = lddt(line(0, 4, 8), line(0, 4, 8), torch.ones(1, 3), thresholds=(0.0, -1.0, 1.0))
+    assert thirds.per_residue[0].tolist() == [2 / 3] * 3
+
+
 def test_pooled_over_pairs_not_averaged_over_residues() -> None:
     """Residues 0 and 20 share no distance, 10 shares one with each: the mean over residues would be 0.5 here too only
     by accident, so the middle one gets more neighbours."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from scored_pairs import made_pair
 
 from protfold_peft.metrics import lddt, tm_score
-from protfold_peft.metrics.side_by_side import side_by_side
+from protfold_peft.metrics.side_by_side import n_workers, one_core, side_by_side
 
 CPU = torch.device("cpu")
 
@@ -32,6 +33,18 @@ def test_in_order_one_thread_each_without_gradients(n_threads: int) -> None:
     with torch.no_grad():
         assert not any(y.requires_grad for y in side_by_side(lambda x: x * weight, [1, 2, 3], CPU))
     assert side_by_side(lambda x: x, [], CPU) == []
+
+
+def test_one_core_for_what_is_around_and_all_for_the_work() -> None:
+    torch.set_num_threads(3)
+    with one_core(CPU):
+        assert (torch.get_num_threads(), n_workers(CPU)) == (1, 3)
+        with one_core(CPU):
+            assert n_workers(CPU) == 3
+        names = side_by_side(lambda _: threading.current_thread().name, range(30), CPU)
+        assert threading.current_thread().name not in names
+        assert torch.get_num_threads() == 1
+    assert (torch.get_num_threads(), n_workers(CPU)) == (3, 3)
 
 
 def test_an_error_of_one_is_the_error_of_all() -> None:

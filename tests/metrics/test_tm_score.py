@@ -30,8 +30,8 @@ from scored_pairs import (
 )
 
 from protfold_peft.errors import NonFiniteError
+from protfold_peft.metrics import gdt_ha, gdt_ts, tm_score
 from protfold_peft.metrics import states as states_module
-from protfold_peft.metrics import tm_score
 from protfold_peft.metrics.states import seeds
 
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-4}
@@ -317,6 +317,19 @@ class TestEdges:
         assert tm_score(chain, chain, torch.ones(1, 40), present, normalise="model").score.item() == pytest.approx(1)
         lengths = torch.tensor([60])
         assert tm_score(chain, chain, torch.ones(1, 40), normalise=lengths).score.item() == pytest.approx(40 / 60)
+
+    def test_of_all_atoms_the_ca_are_taken(self) -> None:
+        model, chain, mask, present = made_pair(5, 30)
+        atoms = [torch.full((1, 30, 37, 3), math.nan, dtype=torch.float64) for _ in range(2)]
+        masks = [torch.zeros(1, 30, 37, dtype=torch.bool) for _ in range(2)]
+        for into, ca in zip((*atoms, *masks), (model, chain, mask, present), strict=True):
+            into[:, :, 1] = ca
+        for score in (tm_score, gdt_ts, gdt_ha):
+            assert torch.equal(score(*atoms, *masks).score, score(model, chain, mask, present).score)
+        by_model = tm_score(*atoms, *masks, normalise="model")
+        assert by_model.length.item() == present.sum().item()
+        with pytest.raises(ValueError, match="tm_score takes CA or all 37 atoms, got 4"):
+            tm_score(atoms[0][:, :, :4], atoms[1][:, :, :4], masks[0][:, :, :4])
 
     def test_bad_input_is_refused(self) -> None:
         chain = torch.randn(2, 8, 3)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from protfold_peft import load_model, predict
-from protfold_peft.adapters import load_adapter
+from protfold_peft.adapters import METHODS, load_adapter
 from protfold_peft.adapters.checks import DeadAdapterError
 from protfold_peft.data import MODEL_INPUTS, CropDataset, collate_crops, read_chains
 from protfold_peft.errors import ConfigError, NonFiniteError, StructureError
@@ -271,3 +271,32 @@ def test_command_line(settings, tmp_path: Path) -> None:
     assert wrong.status == 2
     assert "did you mean 'training.steps'" in wrong.error
     assert wrong.error.count("\n") == 1
+
+
+@pytest.mark.parametrize("method", ["lotr", "tenslora", "tera", "tensor_train", "lora"])
+def test_every_method_is_trained_and_predicts(settings, tmp_path, method) -> None:
+    """The adapter on disk gives the prediction that the run was evaluated with."""
+    options = {"tenslora": {"variant": "qkv_depth"}, "tensor_train": {"heads": True}}.get(method, {})
+    rates = {"core_learning_rate": 1e-2} if method in ("lotr", "tenslora", "tensor_train") else {}
+    config = settings(
+        tmp_path / method,
+        adapter={"method": method, "rank": 8, "init": "rank_stable", "options": options},
+        training={"steps": 8, **rates},
+    )
+    finetune(config)
+    results = json.loads((tmp_path / method / "results.json").read_text())
+    assert results["adapted"] != results["base"]
+    network = load_model(adapter=tmp_path / method, device="cpu").network
+    tuner = network.base_model
+    assert type(tuner.peft_config["default"]) is METHODS[method]
+    assert results["trainable_parameters"] == sum(factor.numel() for factor in tuner.tensor_factors.parameters())
+
+
+def test_options_that_a_method_does_not_have_are_named(settings, tmp_path) -> None:
+    for adapter, says in [
+        ({"options": {"variant": "att"}}, "LoRTAConfig has no key 'variant'"),
+        ({"method": "tera", "alpha": 2.0}, "adapter.alpha: tera has none; set adapter.options.scale"),
+        ({"method": "lotr", "options": {"r": 3}}, "adapter.options.r: set it as a key of adapter itself"),
+    ]:
+        with pytest.raises(ConfigError, match=says):
+            finetune(settings(tmp_path / "bad", adapter=adapter))

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from protfold_peft.adapters.sites import GroupKey, HeadSplit, LinearMap, Site
 from protfold_peft.errors import ConfigError
@@ -95,6 +94,13 @@ class TensorNetwork(nn.Module, ABC):
         """
         raise ConfigError(f"adapters of {cls.__name__} cannot be combined into one")
 
+    @classmethod
+    def for_sum(cls, networks: Sequence[Self], sites: Sequence[Site], **options: Any) -> Self:
+        """An empty network for the sum of others, where and as precise as they are."""
+        result = cls(sites, **options)
+        dtypes = [network.dtype for network in networks]
+        return result.to(device=networks[0].device, dtype=max(dtypes, key=lambda dtype: torch.finfo(dtype).bits))
+
     @property
     def dtype(self) -> torch.dtype:
         """The number format of the factors."""
@@ -134,8 +140,12 @@ class LowRankNetwork(TensorNetwork):
 def apply_pair(x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
     """`(..., d_in)` to `(..., d_out)` through `down (q, d_in)` and `up (d_out, q)`."""
     down, up = pair
-    # A model spread over several devices has one copy of the factors; elsewhere these are no copies.
-    return F.linear(F.linear(x, down.to(x.device)), up.to(x.device))
+    # A model spread over several devices has one copy of the factors; elsewhere `to` makes no copies. In two
+    # dimensions: with more, matmul chooses its way by whether a factor is trainable, and the same adapter would give
+    # other last bits once it is loaded for inference. With the tokens as columns: a product with many rows and few
+    # columns is several times slower on a CPU.
+    inner = down.to(x.device).contiguous() @ x.reshape(-1, x.shape[-1]).T
+    return (inner.T @ up.to(x.device).T.contiguous()).view(*x.shape[:-1], up.shape[0])
 
 
 def axis_widths(site: Site) -> tuple[int, int]:

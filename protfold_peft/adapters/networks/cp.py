@@ -132,9 +132,9 @@ class CPNetwork(LowRankNetwork):
     def combine(cls, networks: Sequence[Self], weights: Sequence[float], sites: Sequence[Site]) -> Self:
         """The ranks side by side: `r` of the result is the sum, and its scale is 1."""
         rank = sum(network.rank for network in networks)
-        result = cls(sites, rank=rank, scale=1.0, alpha=1.0)
+        result = cls.for_sum(networks, sites, rank=rank, scale=1.0, alpha=1.0)
         for name, factor in result.named_parameters():
-            parts = [network.get_parameter(name) for network in networks]
+            parts: list[Tensor] = [network.get_parameter(name) for network in networks]
             if name == "B":
                 parts = [part * w * network.scale for part, w, network in zip(parts, weights, networks, strict=True)]
             factor.copy_(torch.cat(parts, dim=1))

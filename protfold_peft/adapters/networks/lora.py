@@ -73,7 +73,8 @@ class LoRANetwork(LowRankNetwork):
     @torch.no_grad()
     def combine(cls, networks: Sequence[Self], weights: Sequence[float], sites: Sequence[Site]) -> Self:
         """The ranks side by side."""
-        result = cls(sites, rank=sum(network.rank for network in networks), scale=1.0, alpha=1.0)
+        rank = sum(network.rank for network in networks)
+        result = cls.for_sum(networks, sites, rank=rank, scale=1.0, alpha=1.0)
         result.A.copy_(torch.cat([network.A for network in networks], dim=0))
         result.B.copy_(
             torch.cat([w * network.scale * network.B for w, network in zip(weights, networks, strict=True)], dim=1)

@@ -74,6 +74,7 @@ class RandomTuckerNetwork(TensorNetwork):
         if len(self.mode_ranks) != len(self.factors):
             raise ValueError(f"{len(self.factors)} modes have {len(self.mode_ranks)} ranks")
         self.place = {site.key: index for index, site in enumerate(sites)}
+        self.G: Tensor
         self.register_buffer("G", torch.empty(self.mode_ranks), persistent=save_frozen)
         for n, (length, rank) in enumerate(zip(self.factors, self.mode_ranks, strict=True), 1):
             self.register_buffer(f"U{n}", torch.empty(length, rank), persistent=save_frozen)
@@ -124,11 +125,11 @@ class RandomTuckerNetwork(TensorNetwork):
         t = x.reshape(-1, *self.factors[self.n_output :])  # (t, I_in ..)
         for matrix in scaled[self.n_output :]:
             # The first remaining mode becomes the last, so after all of them the order is that of the ranks.
-            t = torch.tensordot(t, matrix, dims=([1], [0]))
+            t = torch.tensordot(t, matrix.to(t.dtype), dims=([1], [0]))  # autocast lowers the products, not the factors
         t = t.flatten(1) @ self._core(t).T  # (t, prod R_out)
         t = t.unflatten(1, self.mode_ranks[: self.n_output])
         for matrix in scaled[: self.n_output]:
-            t = torch.tensordot(t, matrix, dims=([1], [1]))
+            t = torch.tensordot(t, matrix.to(t.dtype), dims=([1], [1]))
         return t.reshape(*x.shape[:-1], site.d_out)
 
     def delta(self, site: Site) -> Tensor:
@@ -161,6 +162,8 @@ class RandomTuckerNetwork(TensorNetwork):
         - `rank_stable`: the same with `G` brought to the norm `sqrt(d_out)`. One Adam step of size t moves every entry
           of `v_1` by t, so `||dW|| = scale t sqrt(d_out)` at every rank.
         """
+        if self.G.is_meta:
+            return  # only the shapes are wanted
         stream = np.random.RandomState([self.seed, zlib.crc32(self.sites[0].group.encode())])
 
         def uniform(*shape: int) -> np.ndarray:
@@ -186,8 +189,10 @@ class RandomTuckerNetwork(TensorNetwork):
                 factor = orthonormal * np.sign(np.diag(triangle))
             self.get_buffer(f"U{n}").copy_(torch.from_numpy(factor))
 
-    def frozen_checksum(self) -> str:
-        """SHA-256 over the float32 bytes, little-endian, of `G` and `U1 .. UN` as drawn."""
+    def frozen_checksum(self) -> str | None:
+        """SHA-256 over the float32 bytes, little-endian, of `G` and `U1 .. UN` as drawn; None where they have none."""
+        if self.G.is_meta:
+            return None
         digest = hashlib.sha256()
         for name in ("G", *(f"U{n}" for n in range(1, len(self.factors) + 1))):
             digest.update(self.get_buffer(name).detach().cpu().numpy().astype("<f4").tobytes())

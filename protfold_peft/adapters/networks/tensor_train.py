@@ -95,7 +95,8 @@ class TensorTrainNetwork(LowRankNetwork):
             if site.d_out <= site.d_in:
                 return self.G2, self.G1 @ core
             return core @ self.G2, self.G1
-        by_head = self.G1 @ (getattr(self, self.head_cores[site.heads.count]) @ core)  # (h, j, r)
+        heads = getattr(self, self.head_cores[site.heads.count])
+        by_head = torch.einsum("ja,hab,bc->hjc", self.G1, heads, core)
         return oriented(self.G2.T, merge_heads(by_head, site.heads), site.heads)
 
     @torch.no_grad()
@@ -130,7 +131,7 @@ class TensorTrainNetwork(LowRankNetwork):
     def combine(cls, networks: Sequence[Self], weights: Sequence[float], sites: Sequence[Site]) -> Self:
         """The end factors side by side, the inner cores along diagonals of blocks."""
         rank = sum(network.rank for network in networks)
-        result = cls(sites, rank=rank, scale=1.0, alpha=1.0, heads=bool(networks[0].head_cores))
+        result = cls.for_sum(networks, sites, rank=rank, scale=1.0, alpha=1.0, heads=bool(networks[0].head_cores))
         result.G1.copy_(
             torch.cat([w * network.scale * network.G1 for w, network in zip(weights, networks, strict=True)], dim=1)
         )

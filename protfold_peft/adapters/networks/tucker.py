@@ -157,7 +157,7 @@ class TuckerNetwork(LowRankNetwork):
         }
 
     def modes(self) -> dict[str, int]:
-        sizes = {}
+        sizes: dict[str, int] = {}
         for mode in self.mode_ranks:
             if mode == "heads":
                 sizes |= {"heads" if name == "U_heads" else name[2:]: n for n, name in self.head_factors.items()}
@@ -174,9 +174,9 @@ class TuckerNetwork(LowRankNetwork):
     def pair(self, site: Site) -> tuple[Tensor, Tensor]:
         core = self.scale * self.core
         if "layers" in self.mode_ranks:
-            core = core @ self.get_parameter("U_layers")[site.row]
+            core = _contract(core, self.get_parameter("U_layers")[site.row])
         if "kinds" in self.mode_ranks:
-            core = core @ self.get_parameter("U_kinds")[site.column]
+            core = _contract(core, self.get_parameter("U_kinds")[site.column])
         if "heads" not in self.mode_ranks or site.heads is None:
             output, inputs = self.get_parameter("U_output"), self.get_parameter("U_input")
             if core.shape[0] <= core.shape[1]:
@@ -187,7 +187,7 @@ class TuckerNetwork(LowRankNetwork):
         a, b, c = core.shape
         if a <= b * c:
             by_head = (heads @ core.permute(2, 1, 0).reshape(c, b * a)).view(-1, b, a)  # (h, b, a)
-            return oriented(model, merge_heads(width @ by_head, site.heads), site.heads)
+            return oriented(model, merge_heads(torch.einsum("jb,hba->hja", width, by_head), site.heads), site.heads)
         by_head = (width[None, :, :, None] * heads[:, None, None, :]).flatten(2)  # (h, j, b c)
         return oriented(model @ core.reshape(a, b * c), merge_heads(by_head, site.heads), site.heads)
 
@@ -225,7 +225,7 @@ class TuckerNetwork(LowRankNetwork):
     def combine(cls, networks: Sequence[Self], weights: Sequence[float], sites: Sequence[Site]) -> Self:
         """The factors side by side, the cores along the main diagonal of blocks."""
         ranks = {mode: sum(network.mode_ranks[mode] for network in networks) for mode in networks[0].mode_ranks}
-        result = cls(sites, variant=networks[0].variant, scale=1.0, ranks=ranks)
+        result = cls.for_sum(networks, sites, variant=networks[0].variant, scale=1.0, ranks=ranks)
         for name, factor in result.named_parameters():
             if name != "core":
                 factor.copy_(torch.cat([network.get_parameter(name) for network in networks], dim=1))
@@ -236,6 +236,11 @@ class TuckerNetwork(LowRankNetwork):
             result.core[place] = w * network.scale * network.core
             start = [s + size for s, size in zip(start, network.core.shape, strict=True)]
         return result
+
+
+def _contract(core: Tensor, vector: Tensor) -> Tensor:
+    """The last axis of `core` against `vector`."""
+    return torch.mv(core.flatten(end_dim=-2), vector).view(core.shape[:-1])
 
 
 def fit_ranks(groups: Sequence[Mapping[str, _Mode]], budget: int) -> dict[str, int]:

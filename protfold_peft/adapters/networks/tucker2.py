@@ -93,7 +93,7 @@ class Tucker2Network(LowRankNetwork):
     def combine(cls, networks: Sequence[Self], weights: Sequence[float], sites: Sequence[Site]) -> Self:
         """The factors side by side, the cores along a diagonal of blocks."""
         rank = sum(network.rank for network in networks)
-        result = cls(sites, rank=rank, scale=1.0, alpha=1.0)
+        result = cls.for_sum(networks, sites, rank=rank, scale=1.0, alpha=1.0)
         result.U.copy_(torch.cat([network.U for network in networks], dim=1))
         result.V.copy_(torch.cat([network.V for network in networks], dim=0))
         for index, site in enumerate(sites):
