@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -143,12 +142,3 @@ def with_labels(config: Any, modules: Mapping[str, Tensor]) -> Any:
 def count_parameters(model: nn.Module) -> int:
     """Of a model, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where it cannot be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -72,8 +72,8 @@ def combine_folders(
     kind = NETWORKS[configs[0].network]
     if kind is RandomTuckerNetwork:
         raise ConfigError(
-            "a sum of TeRA updates is no TeRA update; convert the adapters with to-lora, or activate them together with "
-            "set_adapter_weights"
+            "a sum of TeRA updates is no TeRA update; convert the adapters with to-lora, or activate them together "
+            "with set_adapter_weights"
         )
     modules = {} if drop_modules else _common_modules(names, read)
     dtype = next(iter(read[0].networks.values())).dtype

@@ -14,6 +14,7 @@ from dense_updates import module_update
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import EsmConfig, EsmForMaskedLM, RobertaConfig, RobertaForSequenceClassification
+from transformers.pytorch_utils import Conv1D
 
 from protfold_peft.adapters import LoRTAConfig, TeRAConfig
 from protfold_peft.adapters.discovery import innermost
@@ -207,6 +208,32 @@ def test_a_path_that_ends_others_matches_itself_alone(tmp_path, targets):
     model = PeftModel.from_pretrained(Suffixes(), tmp_path / "lora").eval()
     torch.testing.assert_close(model(x), adapted(x))
     assert hasattr(model.base_model.model.block["fc"], "lora_A") == ("block" in targets)
+
+
+class Mixed(torch.nn.Module):
+    """A Conv1D, whose weight is kept transposed, between linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = torch.nn.Linear(6, 8), Conv1D(5, 8), torch.nn.Linear(5, 7)
+
+    def forward(self, x):
+        return self.third(self.second(self.first(x)))
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "tera"])
+def test_transposed_and_plain_layers_in_one_adapter(tmp_path, method):
+    x = torch.randn(4, 6, dtype=torch.float64)
+    torch.manual_seed(2)
+    config = make_config(method, target_modules=["first", "second", "third"])
+    adapted = get_peft_model(Mixed().double(), config).eval()
+    adapted.save_pretrained(tmp_path / "ours")
+    expected = adapted(x)
+    export_lora(tmp_path / "ours", tmp_path / "lora")
+    model = PeftModel.from_pretrained(Mixed().double(), tmp_path / "lora").eval()
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(model.merge_and_unload()(x), expected, rtol=0, atol=1e-10)
 
 
 def test_half_precision_factors_stay_so(esm, tmp_path):
