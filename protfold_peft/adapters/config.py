@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import nn
 
 from protfold_peft.adapters.architectures import HeadAxis
@@ -59,7 +60,8 @@ class TensorAdapterConfig(PeftConfig):
         layers_to_transform: Indices of the layers to adapt; None: all.
         layers_pattern: Name of the module list that `layers_to_transform` counts in, for models we do not know.
         dropout: Probability of dropping an input of the update while training.
-        bias: `none`; biases are not trained.
+        bias: Which biases of the base model are trained and saved too: `none`, `all`, or `tensor_network_only`, those
+            of the adapted modules. One adapter of a model can have them, and disabling it does not undo them.
         modules_to_save: Modules trained in full and saved with the adapter, such as a new head.
         init_weights: False starts from a random update instead of none (for tests).
         head_layout: How attention heads divide the axes: `consistent`, as in the model.
@@ -81,7 +83,7 @@ class TensorAdapterConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "layers to adapt"})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "module list of the layers"})
     dropout: float = field(default=0.0, metadata={"help": "dropout on the update's input"})
-    bias: str = field(default="none", metadata={"help": "none"})
+    bias: str = field(default="none", metadata={"help": "none, all or tensor_network_only"})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules trained in full"})
     init_weights: bool = field(default=True, metadata={"help": "start from no update"})
     head_layout: str = field(default="consistent", metadata={"help": "how attention heads divide the axes"})
@@ -119,8 +121,7 @@ class TensorAdapterConfig(PeftConfig):
             raise ConfigError(f"r={self.r!r} is not a rank; use a whole number from 1")
         if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
             raise ConfigError(f"dropout={self.dropout!r} is not a probability; use 0 or more and less than 1")
-        if self.bias != "none":
-            raise ConfigError(f"bias='{self.bias}' is not supported: tensor adapters train no biases; use 'none'")
+        _one_of("bias", self.bias, ("none", "all", f"{self.peft_type.value.lower()}_only"))
         _one_of("head_layout", self.head_layout, self.head_layouts)
         _one_of("init", self.init, NETWORKS[self.network].inits)
         if self.layers_pattern and self.layers_to_transform is None:
@@ -179,7 +180,17 @@ class TensorAdapterConfig(PeftConfig):
         return self._site_paths[1]
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write `adapter_config.json`, and fill in the model card beside it if it is PEFT's empty one."""
+        """Write `adapter_config.json`, and fill in the model card beside it if it is PEFT's empty one.
+
+        Raises:
+            CheckpointError: The weights beside it were saved as a pickle, which could not be loaded again.
+        """
+        folder = Path(save_directory)
+        if (folder / WEIGHTS_NAME).is_file() and not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+            raise CheckpointError(
+                f"{folder / WEIGHTS_NAME} is a pickle, and pickled adapters are not loaded; save with "
+                "safe_serialization=True"
+            )
         super().save_pretrained(save_directory, **kwargs)
         if self.layout is not None:
             fill_card(Path(save_directory), self)

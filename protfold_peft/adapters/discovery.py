@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
@@ -26,6 +28,10 @@ _OTHER = "other"
 _TASK_HEADS = ("score", "classifier", "lm_head")
 # What PEFT's wrappers keep inside themselves.
 _WRAPPED = {"base_layer", "original_module", "modules_to_save"}
+
+
+class TargetError(ConfigError, NoMatchingPeftModuleError):
+    """Target modules that the model does not have; what PEFT's callers expect, a `ValueError`, too."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,24 @@ def _other_map(path: str, shape: tuple[int, int, bool], order: int, stack: str) 
     )
 
 
+def default_targets(model: nn.Module, architecture: Architecture | None) -> list[str]:
+    """The target modules where none are named: those of the architecture, or else those that PEFT takes for LoRA.
+
+    Raises:
+        TargetError: Neither knows the model.
+    """
+    if architecture is not None:
+        return list(architecture.default_targets)
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    modules = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
+    if modules is None:
+        raise TargetError(
+            "Please specify `target_modules`: "
+            f"the default target modules of {type(model).__name__} are not known; name some, or use '{ALL_LINEAR}'"
+        )
+    return list(modules)
+
+
 def select(model: nn.Module, targets: Targets, modules_to_save: Iterable[str] = ()) -> list[LinearMap]:
     """The linear maps of `model` that `targets` names.
 
@@ -182,12 +206,7 @@ def select(model: nn.Module, targets: Targets, modules_to_save: Iterable[str] = 
     architecture, maps = find_maps(model)
     modules = targets.modules
     if modules is None:
-        if architecture is None:
-            raise ConfigError(
-                f"the default target modules of {type(model).__name__} are not known: name some in target_modules, "
-                f"or use '{ALL_LINEAR}'"
-            )
-        modules = architecture.default_targets
+        modules = default_targets(model, architecture)
     chosen = _matching(modules, maps, model, architecture)
     left_out = {linear.key for linear in maps if _excluded(linear, targets.exclude)}
     left_out |= {linear.key for linear in maps if not _in_layers(linear, targets)}
@@ -226,7 +245,7 @@ def _matching(
             linear.key for linear in maps if _ends_with(linear, target)
         }
         if not matched:
-            raise ConfigError(_no_match(model, target, maps, architecture))
+            raise TargetError(_no_match(model, target, maps, architecture))
         chosen |= matched
     return chosen
 
@@ -293,7 +312,10 @@ def _no_match(model: nn.Module, target: str, maps: list[LinearMap], architecture
     near = difflib.get_close_matches(target, sorted(endings), n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    return f"target module '{target}' {reason}; {hint}valid in {_name(model, architecture)}: {listed}"
+    return (
+        f"Target modules ['{target}'] not found in the base model: '{target}' {reason}; {hint}valid in "
+        f"{_name(model, architecture)}: {listed}"
+    )
 
 
 def _name(model: nn.Module, architecture: Architecture | None) -> str:

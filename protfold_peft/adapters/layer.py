@@ -191,23 +191,24 @@ class TensorLinear(nn.Module, BaseTunerLayer):
                 module's input is not the batch.
         """
         named = [name for name in dict.fromkeys(adapter_names) if name in self.tensor_factors]
-        sites = [site for name in named for site in self.tensor_sites[name]]
+        sites = [site for name in named or self.tensor_sites for site in self.tensor_sites[name]]
+        batch_first = bool(sites) and all(site.batch_first for site in sites)
         if self.merged:
             raise MixedBatchError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
-        if not named:
-            return self.base_layer(x, *args, **kwargs)
-        if not all(site.batch_first for site in sites):
+        if named and not batch_first:
             raise MixedBatchError(
                 f"adapter_names cannot be used with an adapter of '{sites[0].path}': the leading axis of its input is "
                 "not the batch; call the model once for each adapter, after set_adapter"
             )
-        if len(x) != len(adapter_names):
+        if batch_first and len(x) != len(adapter_names):
             raise MixedBatchError(
                 "Length of `adapter_names` should be the same as the number of inputs, but got "
                 f"{len(adapter_names)} and {len(x)} respectively."
             )
+        if not named:
+            return self.base_layer(x, *args, **kwargs)
         result = self.base_layer(x, *args, **kwargs)
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from protfold_peft.adapters.config import HEAD_LAYOUTS, TensorAdapterConfig
-from protfold_peft.adapters.discovery import ALL_LINEAR, check_fit, find_maps, n_layers, select
+from protfold_peft.adapters.discovery import ALL_LINEAR, check_fit, default_targets, find_maps, n_layers, select
 from protfold_peft.adapters.networks import NETWORKS, by_group
 from protfold_peft.adapters.site_table import pack
 from protfold_peft.adapters.sites import LinearMap, assign
@@ -63,8 +63,8 @@ def _resolve(config: TensorAdapterConfig, model: nn.Module) -> dict[str, Any]:
     architecture, maps = find_maps(model)
     chosen = select(model, config.targets, config.modules_to_save or ())
     targets = config.target_modules
-    if targets is None and architecture is not None:
-        targets = list(architecture.default_targets)
+    if targets is None:
+        targets = default_targets(model, architecture)
     elif isinstance(targets, str) and targets.lower() == ALL_LINEAR:
         # PEFT would write every linear layer of the whole model in its place.
         known = [p.path for stack in architecture.stacks for p in stack.projections] if architecture else []

@@ -216,7 +216,8 @@ class TensorAdapterModel(BaseTuner):
         repeated = [name for name in names for _ in range(beams)] if isinstance(beams, int) and beams > 1 else names
         # Beam search repeats the samples for the decoder, but the encoder sees each once.
         find_encoder = getattr(self.model, "get_encoder", None)
-        encoder = find_encoder() if getattr(self.model.config, "is_encoder_decoder", False) and find_encoder else None
+        two_parts = getattr(getattr(self.model, "config", None), "is_encoder_decoder", False)
+        encoder = find_encoder() if two_parts and find_encoder else None
         in_encoder = {id(module) for module in encoder.modules()} if encoder is not None else set()
         handles = []
         for module in self.modules():

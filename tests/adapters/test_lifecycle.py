@@ -28,7 +28,7 @@ from protfold_peft.adapters import (
     TensorPeftType,
     load_adapter,
 )
-from protfold_peft.errors import ConfigError
+from protfold_peft.errors import CheckpointError, ConfigError
 
 FACTORS = ["A", "B", "Ch", "Cl", "Cm"]
 
@@ -171,6 +171,25 @@ def test_another_adapter_does_not_take_the_place_of_one_of_its_name(esm, adapted
     same = load_adapter(adapted(esm(), alpha=3.0, seed=9), tmp_path)
     assert all(torch.equal(value, factors(adapted(esm()))[key]) for key, value in factors(same).items())
     load_adapter(model, tmp_path, adapter_name="other")
+
+
+@pytest.mark.parametrize("bias", ["all", "tensor_network_only"])
+def test_biases_are_trained_and_saved_on_request(esm, adapted, tokens, tmp_path, bias):
+    model = adapted(esm(), bias=bias, target_modules=["query"])
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and name.endswith("bias")}
+    assert any(".query." in name for name in trained)
+    assert any(".key." in name for name in trained) == (bias == "all")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in trained:
+                parameter.add_(0.1)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(load_adapter(esm(), tmp_path), tokens), logits(model, tokens))
+
+
+def test_saving_as_a_pickle_is_refused_where_it_happens(esm, adapted, tmp_path):
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin is a pickle.*safe_serialization=True"):
+        adapted(esm()).save_pretrained(tmp_path, safe_serialization=False)
 
 
 def test_roads_that_peft_closes_to_shared_factors_fail_clearly(esm):
@@ -418,7 +437,7 @@ def test_the_generic_config_gives_the_face_of_its_network():
         ({"alpha": 0}, "alpha=0"),
         ({"alpha": float("nan")}, "alpha=nan"),
         ({"dropout": 1.0}, r"dropout=1\.0"),
-        ({"bias": "all"}, "train no biases"),
+        ({"bias": "some"}, "bias='some' is not known; use none, all, tensor_network_only"),
         ({"init": "zeros"}, "authors, orthogonal, rank_stable"),
         ({"head_layout": "interleaved"}, "authors_peft, authors_litgpt"),
         ({"network": "tucker"}, "not the face of network 'tucker'; use TensLoRAConfig"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,10 @@ class TensorNetwork(nn.Module, ABC):
         result = cls(sites, **options)
         dtypes = [network.dtype for network in networks]
         return result.to(device=networks[0].device, dtype=max(dtypes, key=lambda dtype: torch.finfo(dtype).bits))
+
+    def factor(self, name: str) -> Tensor:
+        """A factor by its name. FSDP puts plain tensors in the place of parameters; `get_parameter` refuses those."""
+        return cast(Tensor, getattr(self, name))
 
     @property
     def dtype(self) -> torch.dtype:

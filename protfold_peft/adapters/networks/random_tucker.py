@@ -111,7 +111,7 @@ class RandomTuckerNetwork(TensorNetwork):
         index = self.place[site.key]
         scaled = []
         for n in range(1, len(self.factors) + 1):
-            vector = self.get_parameter(f"v{n}")[index]
+            vector = self.factor(f"v{n}")[index]
             scaled.append(self.get_buffer(f"U{n}").to(vector) * vector)
         return scaled
 
@@ -145,8 +145,8 @@ class RandomTuckerNetwork(TensorNetwork):
         `U(-1, 1)`. `init` concerns the frozen tensors alone, which have it from the constructor.
         """
         for n in range(1, len(self.factors) + 1):
-            self.get_parameter(f"v{n}").fill_(1)
-        first = self.get_parameter("v1")
+            self.factor(f"v{n}").fill_(1)
+        first = self.factor("v1")
         if zero_start:
             first.zero_()
         else:

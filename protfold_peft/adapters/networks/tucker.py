@@ -162,28 +162,28 @@ class TuckerNetwork(LowRankNetwork):
             if mode == "heads":
                 sizes |= {"heads" if name == "U_heads" else name[2:]: n for n, name in self.head_factors.items()}
             else:
-                sizes[mode] = len(self.get_parameter(f"U_{mode}"))
+                sizes[mode] = len(self.factor(f"U_{mode}"))
         return sizes
 
     def ranks(self) -> dict[str, int]:
         return dict(self.mode_ranks)
 
     def _length(self, mode: str) -> int:
-        return max(self.head_factors) if mode == "heads" else len(self.get_parameter(f"U_{mode}"))
+        return max(self.head_factors) if mode == "heads" else len(self.factor(f"U_{mode}"))
 
     def pair(self, site: Site) -> tuple[Tensor, Tensor]:
         core = self.scale * self.core
         if "layers" in self.mode_ranks:
-            core = _contract(core, self.get_parameter("U_layers")[site.row])
+            core = _contract(core, self.factor("U_layers")[site.row])
         if "kinds" in self.mode_ranks:
-            core = _contract(core, self.get_parameter("U_kinds")[site.column])
+            core = _contract(core, self.factor("U_kinds")[site.column])
         if "heads" not in self.mode_ranks or site.heads is None:
-            output, inputs = self.get_parameter("U_output"), self.get_parameter("U_input")
+            output, inputs = self.factor("U_output"), self.factor("U_input")
             if core.shape[0] <= core.shape[1]:
                 return core @ inputs.T, output
             return inputs.T, output @ core
-        model, width = self.get_parameter("U_model"), self.get_parameter("U_head_width")
-        heads = self.get_parameter(self.head_factors[site.heads.count])
+        model, width = self.factor("U_model"), self.factor("U_head_width")
+        heads = self.factor(self.head_factors[site.heads.count])
         a, b, c = core.shape
         if a <= b * c:
             by_head = (heads @ core.permute(2, 1, 0).reshape(c, b * a)).view(-1, b, a)  # (h, b, a)
