@@ -163,6 +163,13 @@ class TensorAdapterModel(BaseTuner):
         factors = cast(nn.ModuleDict, self.tensor_factors[adapter_name])
         return {name: cast(TensorNetwork, group) for name, group in factors.items()}
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, AuxiliaryTrainingWrapper):
+            # PEFT's version then copies a `weight`, which a head of several layers does not have.
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Activate adapters, each with a weight of 1 (see `set_adapter_weights`)."""
         for layer in self.model.modules():

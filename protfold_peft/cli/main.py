@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from protfold_peft.cli.adapter import adapter
 from protfold_peft.cli.common import error_boundary
 from protfold_peft.cli.convert import convert
 from protfold_peft.cli.evaluate import evaluate
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 for command in (predict, finetune, convert, evaluate):
     app.command()(command)
+app.add_typer(adapter)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,280 @@
+"""`protfold adapter`: what to do with saved adapters."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from protfold_peft.cli.common import DebugOption, error_boundary
+from protfold_peft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from protfold_peft.adapters.info import AdapterInfo
+
+adapter = typer.Typer(
+    name="adapter",
+    help="Look at, merge, convert and combine saved adapters.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of a saved adapter.")]
+OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the adapter or model in OUT.", rich_help_panel="Output")
+]
+
+
+@adapter.command(epilog="Examples: `protfold adapter info runs/first` · `protfold adapter info runs/first --json`")
+def info(
+    folder: FolderArgument,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel="Output")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Tell what an adapter consists of: method, ranks, groups, factors, parameters, base model.
+
+    The folder alone is read, no model. The share of the base model is told where that one's configuration is on this
+    machine.
+    """
+    with error_boundary(debug=debug):
+        _quieten()
+        from dataclasses import asdict
+
+        from protfold_peft.adapters.info import adapter_info
+
+        found = adapter_info(folder)
+        if json:
+            typer.echo(json_module.dumps(asdict(found) | {"share": found.share}, indent=2))
+        else:
+            _print_info(found)
+
+
+@adapter.command(epilog="Example: `protfold adapter merge facebook/esmfold_v1 runs/my_family merged`")
+def merge(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Hub id or folder of the base model.")],
+    folder: FolderArgument,
+    out: OutArgument,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Add an adapter's updates to the weights of its base model, and save the model.
+
+    The result is an ordinary model of transformers, with the base model's tokenizer; nothing of this package is needed
+    to load it. Adapters of PEFT's LoRA can be merged too.
+    """
+    with error_boundary(debug=debug):
+        _quieten()
+        from protfold_peft.folding.merge import merge_adapter
+
+        report = merge_adapter(base, folder, out, overwrite=overwrite)
+        for warning in report.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        beside = "with its tokenizer" if report.tokenizer else "without a tokenizer (none was found)"
+        typer.echo(
+            f"{report.model_class} of {report.parameters:,} parameters, {report.modules} modules changed, {beside}; "
+            f"in {out}"
+        )
+
+
+@adapter.command(
+    "to-lora",
+    epilog="Examples: `protfold adapter to-lora runs/first lora` · `protfold adapter to-lora runs/tera lora --rank 16`",
+)
+def to_lora(
+    folder: FolderArgument,
+    out: OutArgument,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Largest rank of a module; needed for TeRA.", metavar="R", show_default="that of the update"
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Write a tensor adapter as a plain LoRA adapter, for use without this package.
+
+    LoRTA, LoTR, TensLoRA, Tensor-Train and LoRA are converted exactly. TeRA's updates have a high rank and are cut to
+    the best approximation of --rank; the error is told. The base model is not needed.
+    """
+    with error_boundary(debug=debug):
+        _quieten()
+        from protfold_peft.adapters.export import export_lora
+
+        report = export_lora(folder, out, rank=rank, overwrite=overwrite)
+        typer.echo(
+            f"LoRA of rank up to {report.rank} for {report.modules} modules, {report.parameters:,} parameters; in {out}"
+        )
+        if report.modules_to_save:
+            typer.echo(f"also trained in full: {', '.join(report.modules_to_save)}")
+        if report.worst_module is None:
+            typer.echo("exact: nothing was cut off")
+        else:
+            typer.echo(
+                f"relative error {report.residual:.3e} over all modules, at most {report.worst_residual:.3e} "
+                f"({report.worst_module})"
+            )
+
+
+@adapter.command(
+    "from-lora", epilog="Example: `protfold adapter from-lora lora fitted --method lorta --rank 8 --base my_model/`"
+)
+def from_lora(
+    lora: Annotated[Path, typer.Argument(metavar="LORA", help="Folder of a LoRA adapter of PEFT's.")],
+    out: OutArgument,
+    method: Annotated[
+        str, typer.Option(help="Tensor network to fit.", metavar="lorta|lotr|tenslora|tensor_train|lora")
+    ] = "lorta",
+    rank: Annotated[int, typer.Option(min=1, help="Its rank.", metavar="R")] = 8,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id or folder of the base model, of which the configuration alone is read.",
+            metavar="BASE",
+            show_default="what the LoRA names",
+        ),
+    ] = None,
+    restarts: Annotated[int, typer.Option(min=1, help="Starts of the search, where it can get stuck.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random starts.")] = 0,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Fit a tensor adapter to a LoRA adapter, and tell how near it comes.
+
+    The sum over all modules of the squared difference of the updates is made small. A LoRA that was made by to-lora is
+    found again; one that was trained as LoRA has, as a rule, no such structure, and loses much.
+    """
+    with error_boundary(debug=debug):
+        _quieten()
+        from protfold_peft.adapters.fit import fit_adapter
+
+        report = fit_adapter(
+            lora, out, method=method, rank=rank, base=base, restarts=restarts, seed=seed, overwrite=overwrite
+        )
+        typer.echo(
+            f"{report.parameters:,} parameters for {report.sites} maps ({report.lora_parameters:,} in the LoRA); "
+            f"in {out}"
+        )
+        typer.echo(
+            f"relative error {report.residual:.3e} over all maps, at most {report.worst_residual:.3e} "
+            f"({report.worst_site})"
+        )
+
+
+@adapter.command(
+    epilog="Examples: `protfold adapter combine both a=0.5 b=0.5` · `protfold adapter combine difference a=1 b=-1`"
+)
+def combine(
+    out: OutArgument,
+    adapters: Annotated[
+        list[str],
+        typer.Argument(metavar="ADAPTER=WEIGHT...", help="Folders, and how much each counts (1 if left out)."),
+    ],
+    drop_modules: Annotated[
+        bool, typer.Option("--drop-modules", help="Leave out modules that were trained in full, such as heads.")
+    ] = False,
+    overwrite: OverwriteOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Add up adapters of one method: the update of the result is the weighted sum of their updates, exactly.
+
+    Its rank is the sum of their ranks. The base model is not needed.
+    """
+    with error_boundary(debug=debug):
+        _quieten()
+        from protfold_peft.adapters.combine_folders import combine_folders
+
+        parts = [parse_weight(text) for text in adapters]
+        report = combine_folders(out, parts, drop_modules=drop_modules, overwrite=overwrite)
+        if len(report.bases) > 1:
+            typer.echo(f"warning: they were made for different base models: {', '.join(report.bases)}", err=True)
+        typer.echo(f"rank {report.rank}, {report.parameters:,} parameters; in {out}")
+
+
+def parse_weight(text: str) -> tuple[Path, float]:
+    """`FOLDER=WEIGHT`, or a folder alone, which counts once.
+
+    Raises:
+        ConfigError: What follows the last `=` is no number, or nothing comes before it.
+    """
+    folder, separator, number = text.rpartition("=")
+    if not separator or (not folder and not number) or (Path(text).is_dir() and not Path(folder).is_dir()):
+        return Path(text), 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        raise ConfigError(f"'{text}': '{number}' is no number; write FOLDER=WEIGHT, such as runs/a=0.5") from None
+    if not folder:
+        raise ConfigError(f"'{text}' names no folder; write FOLDER=WEIGHT, such as runs/a=0.5")
+    return Path(folder), weight
+
+
+def _quieten() -> None:
+    """Libraries that announce what they do; what a user should know is printed by the commands."""
+    import logging as python_logging
+    import warnings
+
+    python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)
+
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _print_info(found: AdapterInfo) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in _facts(found):
+        facts.add_row(name, value, style=None)
+    console.print(facts)
+    if not found.groups:
+        return
+    many = len(found.groups) > 12
+    groups = Table("group", "maps", "kinds", "modes", "ranks", "factors", "parameters")
+    for group in found.groups[:8] if many else found.groups:
+        groups.add_row(
+            group.name,
+            str(group.sites),
+            ", ".join(group.kinds),
+            _named(group.modes),
+            _named(group.ranks),
+            "\n".join(f"{name} ({', '.join(map(str, shape))})" for name, shape in group.factors.items()),
+            f"{group.parameters:,}",
+        )
+    console.print(groups)
+    if many:
+        console.print(f"and {len(found.groups) - 8} more groups; --json lists all")
+
+
+def _facts(found: AdapterInfo) -> list[tuple[str, str]]:
+    share = "" if found.share is None else f" ({100 * found.share:.3g} % of the base model's {found.base_parameters:,})"
+    facts = [("method", found.method)]
+    facts += [(name, str(value)) for name, value in (("rank", found.rank), ("init", found.init)) if value is not None]
+    if found.scale is not None:
+        facts.append(("scale", f"{found.scale:g}"))
+    facts += [("adapted modules", str(found.modules)), ("parameters", f"{found.parameters:,}{share}")]
+    if found.saved_in_full_parameters:
+        names = ", ".join(found.saved_in_full) or "unnamed"
+        facts.append(("trained in full", f"{names} ({found.saved_in_full_parameters:,} parameters)"))
+    facts += [("task", found.task_type)] if found.task_type else []
+    facts.append(("base model", found.base_name or "not named"))
+    if found.base:
+        facts.append(("base structure", _named(found.base)))
+    facts.append(("weights file", f"{found.file_bytes:,} bytes"))
+    return facts
+
+
+def _named(values: dict[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
