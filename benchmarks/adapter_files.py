@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from transformers import EsmConfig, EsmForMaskedLM
 
 from protfold_peft.adapters import LoRTAConfig, LoTRConfig, TensLoRAConfig, TensorTrainConfig, TeRAConfig
-from protfold_peft.adapters.export import export_lora
-from protfold_peft.adapters.fit import fit_adapter
-from protfold_peft.adapters.folder import adapter_tensors, write_adapter
+from protfold_peft.adapters.folders.export import export_lora
+from protfold_peft.adapters.folders.fit import fit_adapter
+from protfold_peft.adapters.folders.saved import adapter_tensors, write_adapter
 from protfold_peft.adapters.layout import settle_layout
 
 SIZES = {"hidden_size": 2560, "num_hidden_layers": 36, "num_attention_heads": 40, "intermediate_size": 10240}

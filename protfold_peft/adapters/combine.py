@@ -42,7 +42,7 @@ def add_weighted_adapter(
     if adapter_name in model.peft_config:
         raise ConfigError(f"there is an adapter '{adapter_name}' already; choose another name or delete it")
     configs = [model.peft_config[name] for name in adapters]
-    _check_alike(adapters, configs)
+    check_alike(adapters, configs)
     networks = [model.networks(name) for name in adapters]
     combined = {
         group: NETWORKS[configs[0].network].combine(
@@ -50,7 +50,7 @@ def add_weighted_adapter(
         )
         for group in networks[0]
     }
-    model.peft_config[adapter_name] = _combined_config(configs, {g: n.ranks() for g, n in combined.items()})
+    model.peft_config[adapter_name] = combined_config(configs, {g: n.ranks() for g, n in combined.items()})
     try:
         model.inject_adapter(model.model, adapter_name)
     except Exception:
@@ -87,7 +87,12 @@ def _check(model: TensorAdapterModel, weights: Mapping[str, float]) -> None:
             raise ConfigError(f"the weight of adapter '{name}' is {weight}; give a finite number")
 
 
-def _check_alike(names: Sequence[str], configs: Sequence[TensorAdapterConfig]) -> None:
+def check_alike(names: Sequence[str], configs: Sequence[TensorAdapterConfig]) -> None:
+    """See that adapters of these names and configs have a common tensor.
+
+    Raises:
+        ConfigError: They are of different networks, sites or head layouts.
+    """
     first = configs[0]
     for name, config in zip(names, configs, strict=True):
         differs = None
@@ -107,7 +112,7 @@ def _structure(config: TensorAdapterConfig) -> Any:
     return config.sites, getattr(config, "variant", None), getattr(config, "heads", None)
 
 
-def _combined_config(
+def combined_config(
     configs: Sequence[TensorAdapterConfig], ranks: Mapping[str, Mapping[str, int]]
 ) -> TensorAdapterConfig:
     """The config of the sum: the first one's, with the summed ranks and a scale of 1."""

@@ -20,12 +20,12 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from torch import nn
 
 from protfold_peft.adapters.architectures import HeadAxis
-from protfold_peft.adapters.card import fill_card
+from protfold_peft.adapters.cards import fill_card
 from protfold_peft.adapters.checkpoint import check_directory
 from protfold_peft.adapters.discovery import Targets
 from protfold_peft.adapters.networks import NETWORKS, TensorNetwork, build_networks
 from protfold_peft.adapters.networks.tucker import MODES, VARIANTS
-from protfold_peft.adapters.site_table import unpack
+from protfold_peft.adapters.site_table import sites_of
 from protfold_peft.adapters.sites import Site
 from protfold_peft.errors import CheckpointError, ConfigError
 
@@ -169,8 +169,7 @@ class TensorAdapterConfig(PeftConfig):
         Raises:
             CheckpointError: There is none yet, or it is damaged.
         """
-        layout = self.layout if isinstance(self.layout, dict) else {}
-        return unpack(layout.get("groups"))
+        return sites_of(self.layout)
 
     @property
     def site_paths(self) -> frozenset[str]:

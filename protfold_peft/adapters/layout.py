@@ -16,12 +16,10 @@ from torch import nn
 from protfold_peft.adapters.config import HEAD_LAYOUTS, TensorAdapterConfig
 from protfold_peft.adapters.discovery import ALL_LINEAR, check_fit, default_targets, find_maps, n_layers, select
 from protfold_peft.adapters.networks import NETWORKS, by_group
-from protfold_peft.adapters.site_table import pack
+from protfold_peft.adapters.site_table import VERSION, pack
 from protfold_peft.adapters.sites import LinearMap, assign
 from protfold_peft.errors import CheckpointError, ConfigError
 
-# Raised when the meaning of a stored layout changes.
-VERSION = 2
 # Checksums of frozen tensors by group; they join the layout when these are drawn.
 FROZEN = "frozen_sha256"
 # What tells one base model from another of its type.
@@ -38,13 +36,7 @@ def settle_layout(config: TensorAdapterConfig, model: nn.Module) -> dict[str, An
     if config.layout is None or not config.layout_is_stored:
         return _resolve(config, model)
     layout = config.layout
-    if not isinstance(layout, dict):
-        raise CheckpointError("the adapter's configuration holds no layout of sites; save it again")
-    if layout.get("version") != VERSION:
-        raise CheckpointError(
-            f"the adapter's layout has version {layout.get('version')}, this protfold-peft reads version {VERSION}; "
-            "load it with the protfold-peft that saved it"
-        )
+    sites = config.sites
     if layout.get("target_modules") != config.target_modules:
         raise ConfigError(
             f"target_modules={config.target_modules} is not what the stored layout was made from "
@@ -53,7 +45,7 @@ def settle_layout(config: TensorAdapterConfig, model: nn.Module) -> dict[str, An
     layers = layout.get("layers")
     if type(layers) is not int:
         raise CheckpointError("the adapter's layout does not say how many layers its model has; save it again")
-    check_fit(model, config.sites, layers)
+    check_fit(model, sites, layers)
     if difference := _difference(layout.get("base"), base_identity(model)):
         warnings.warn(f"the adapter was made for another base model: {difference}", stacklevel=2)
     return layout

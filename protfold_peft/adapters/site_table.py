@@ -24,6 +24,9 @@ from typing import Any
 from protfold_peft.adapters.sites import HeadSplit, RowBlocks, Site
 from protfold_peft.errors import CheckpointError
 
+# Raised when the form or the meaning of a stored layout changes.
+VERSION = 3
+
 
 def pack(sites: Iterable[Site]) -> dict[str, dict[str, Any]]:
     """The table of sites by group, in plain JSON types."""
@@ -70,6 +73,22 @@ def _pack_kind(sites: Sequence[Site], layers: Sequence[int]) -> dict[str, Any]:
 def _pattern(site: Site) -> str:
     """The path with its first number, which is the layer, as a star; a path without one as it is."""
     return re.sub(rf"(^|\.){site.layer}(?=\.|$)", r"\1*", site.path, count=1)
+
+
+def sites_of(layout: Any) -> tuple[Site, ...]:
+    """The sites of a stored layout.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or it is of another version of protfold-peft.
+    """
+    if not isinstance(layout, Mapping) or not layout:
+        raise CheckpointError("the adapter's configuration holds no layout of sites; save it again")
+    if layout.get("version") != VERSION:
+        raise CheckpointError(
+            f"the adapter's layout has version {layout.get('version')}, this protfold-peft reads {VERSION}; "
+            "load it with the one that saved it"
+        )
+    return unpack(layout.get("groups"))
 
 
 def unpack(groups: Any) -> tuple[Site, ...]:

@@ -12,7 +12,7 @@ from protfold_peft.cli.common import DebugOption, error_boundary
 from protfold_peft.errors import ConfigError
 
 if TYPE_CHECKING:
-    from protfold_peft.adapters.info import AdapterInfo
+    from protfold_peft.adapters.folders.info import AdapterInfo
 
 adapter = typer.Typer(
     name="adapter",
@@ -45,7 +45,7 @@ def info(
         _quieten()
         from dataclasses import asdict
 
-        from protfold_peft.adapters.info import adapter_info
+        from protfold_peft.adapters.folders.info import adapter_info
 
         found = adapter_info(folder)
         if json:
@@ -104,7 +104,7 @@ def to_lora(
     """
     with error_boundary(debug=debug):
         _quieten()
-        from protfold_peft.adapters.export import export_lora
+        from protfold_peft.adapters.folders.export import export_lora
 
         report = export_lora(folder, out, rank=rank, overwrite=overwrite)
         typer.echo(
@@ -151,7 +151,7 @@ def from_lora(
     """
     with error_boundary(debug=debug):
         _quieten()
-        from protfold_peft.adapters.fit import fit_adapter
+        from protfold_peft.adapters.folders.fit import fit_adapter
 
         report = fit_adapter(
             lora, out, method=method, rank=rank, base=base, restarts=restarts, seed=seed, overwrite=overwrite
@@ -187,7 +187,7 @@ def combine(
     """
     with error_boundary(debug=debug):
         _quieten()
-        from protfold_peft.adapters.combine_folders import combine_folders
+        from protfold_peft.adapters.folders.combine import combine_folders
 
         parts = [parse_weight(text) for text in adapters]
         report = combine_folders(out, parts, drop_modules=drop_modules, overwrite=overwrite)

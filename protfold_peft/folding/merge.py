@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from protfold_peft.adapters import load_adapter
-from protfold_peft.adapters.base_model import is_folding, read_base_config, skeleton
-from protfold_peft.adapters.folder import MODULES, check_output, copy_files, new_folder
-from protfold_peft.adapters.info import adapted_paths
+from protfold_peft.adapters.folders.base_model import is_folding, read_base_config, skeleton
+from protfold_peft.adapters.folders.info import adapted_paths
+from protfold_peft.adapters.folders.saved import MODULES, check_output, copy_files, new_folder
 from protfold_peft.errors import CheckpointError, ConfigError, ProtfoldError
 from protfold_peft.files import write_text
 from protfold_peft.folding.load import load_model

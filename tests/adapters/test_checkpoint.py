@@ -112,9 +112,11 @@ def test_a_damaged_layout(esm, folder):
     for layout, says in [
         (None, "no layout"),
         ([], "no layout"),
-        ({"layers": 3}, "no layout"),
-        ({"layers": 3, "groups": {"x": {}}}, "group 'x'"),
-        ({"layers": 3, "groups": {"x": 3}}, "group 'x'"),
+        ({"layers": 3, "sites": {}}, r"version None, this protfold-peft reads 3"),
+        ({"version": 9}, r"version 9, this protfold-peft reads 3"),
+        ({"version": 3}, "no layout"),
+        ({"version": 3, "groups": {"x": {}}}, "group 'x'"),
+        ({"version": 3, "groups": {"x": 3}}, "group 'x'"),
     ]:
         change(folder, layout=layout)
         assert_refused(lambda: load_adapter(esm(), folder), CheckpointError, says)

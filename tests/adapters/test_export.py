@@ -18,8 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from protfold_peft.adapters import LoRTAConfig, TeRAConfig
 from protfold_peft.adapters.discovery import innermost
-from protfold_peft.adapters.export import export_lora, module_pairs
-from protfold_peft.adapters.folder import SavedAdapter, read_adapter
+from protfold_peft.adapters.folders.export import export_lora, module_pairs
+from protfold_peft.adapters.folders.saved import SavedAdapter, read_adapter
 from protfold_peft.adapters.layout import settle_layout
 from protfold_peft.errors import CheckpointError, ConfigError, NonFiniteError
 
@@ -73,6 +73,20 @@ def test_plain_lora_gives_the_same_output(make_model, tokens, tmp_path, family, 
     torch.testing.assert_close(model(input_ids=tokens).logits, expected, rtol=0, atol=1e-10)
     merged = model.merge_and_unload(safe_merge=True)
     torch.testing.assert_close(merged(input_ids=tokens).logits, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("bias", ["all", "tensor_network_only"])
+def test_trained_biases_go_along(make_model, tokens, tmp_path, bias):
+    model = saved(make_model("esm").double(), "lorta", tmp_path / "first", bias=bias)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and name.endswith("bias"):
+                parameter.add_(0.1)
+    model.save_pretrained(tmp_path / "ours")
+    export_lora(tmp_path / "ours", tmp_path / "lora")
+    plain = PeftModel.from_pretrained(make_model("esm").double(), tmp_path / "lora").eval()
+    expected = model(input_ids=tokens).logits
+    torch.testing.assert_close(plain(input_ids=tokens).logits, expected, rtol=0, atol=1e-10)
 
 
 def test_the_ranks_are_those_promised(make_model, tmp_path):
@@ -302,7 +316,7 @@ def test_large_cores_are_cut_close_to_the_best(tmp_path):
     """The randomised singular vectors lose at most a hundredth more than the exact ones."""
     torch.manual_seed(0)
     core = torch.randn(600, 700, dtype=torch.float64) @ torch.diag(torch.linspace(1, 0.1, 700).double())
-    from protfold_peft.adapters.export import _cut
+    from protfold_peft.adapters.folders.export import _cut
 
     identity = [torch.eye(n, dtype=torch.float64) for n in core.shape]
     down, up, norm, lost = _cut(identity[0], core, identity[1], 16)

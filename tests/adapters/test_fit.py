@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import EsmConfig, EsmForMaskedLM, RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification
 
 from protfold_peft.adapters import load_adapter
-from protfold_peft.adapters.export import export_lora
-from protfold_peft.adapters.fit import METHODS as NAMES
-from protfold_peft.adapters.fit import fit_adapter
-from protfold_peft.adapters.folder import read_adapter
-from protfold_peft.adapters.lora_folder import read_lora
+from protfold_peft.adapters.folders.export import export_lora
+from protfold_peft.adapters.folders.fit import METHODS as NAMES
+from protfold_peft.adapters.folders.fit import fit_adapter
+from protfold_peft.adapters.folders.lora_folder import read_lora
+from protfold_peft.adapters.folders.saved import read_adapter
 from protfold_peft.errors import CheckpointError, ConfigError
 
 NAME_OF = {network: name for name, network in NAMES.items()}

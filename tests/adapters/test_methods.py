@@ -13,6 +13,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from protfold_peft.adapters import collapsed, describe_adapters, load_adapter
+from protfold_peft.adapters.cards import method_name
 
 FAMILIES = ["esm", "llama", "gpt2", "roberta", "opt", "esmc"]
 CASES = [(family, method) for family in FAMILIES for method in METHODS]
@@ -66,8 +67,10 @@ def test_the_model_card_says_how_to_load_it_and_is_kept(esm, tmp_path, method):
     assert text.startswith("---\n")
     assert "library_name: peft" in text
     assert text.index("import protfold_peft") < text.index("from peft import PeftModel")
-    assert f"# {METHODS[method][0].__name__.removesuffix('Config')} adapter" in text
-    assert "rank 3 on 18 linear maps" in text
+    assert f"# {method_name(METHODS[method][0].network)} adapter" in text
+    assert "| rank | 3 |" in text
+    assert "| adapted linear maps | 18 |" in text
+    assert f"| parameters | {model.get_nb_trainable_parameters()[0]:,} |" in text
     card.write_text(text + "\nMine.\n")
     model.save_pretrained(tmp_path)
     assert card.read_text().count("Mine.") == card.read_text().count("### Framework versions") == 1

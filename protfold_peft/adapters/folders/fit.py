@@ -14,14 +14,14 @@ from typing import Any, cast
 
 import torch
 
-from protfold_peft.adapters.base_model import skeleton
 from protfold_peft.adapters.cards import METHOD_NAMES, adapter_card, method_name
 from protfold_peft.adapters.config import TensorAdapterConfig
-from protfold_peft.adapters.fit_network import fit_network
-from protfold_peft.adapters.fit_targets import Target, residuals
-from protfold_peft.adapters.folder import adapter_tensors, check_output, new_folder, write_adapter
+from protfold_peft.adapters.folders.base_model import skeleton
+from protfold_peft.adapters.folders.fit_network import fit_network
+from protfold_peft.adapters.folders.fit_targets import Target, residuals
+from protfold_peft.adapters.folders.lora_folder import SavedLoRA, read_lora
+from protfold_peft.adapters.folders.saved import adapter_tensors, check_output, new_folder, write_adapter
 from protfold_peft.adapters.layout import settle_layout
-from protfold_peft.adapters.lora_folder import SavedLoRA, read_lora
 from protfold_peft.adapters.networks import NETWORKS, LowRankNetwork, TensorNetwork
 from protfold_peft.adapters.sites import Site
 from protfold_peft.errors import CheckpointError, ConfigError

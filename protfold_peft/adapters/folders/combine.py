@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from protfold_peft.adapters.cards import adapter_card, method_name
-from protfold_peft.adapters.combine import _check_alike, _combined_config
-from protfold_peft.adapters.folder import (
+from protfold_peft.adapters.combine import check_alike, combined_config
+from protfold_peft.adapters.folders.saved import (
     SavedAdapter,
     adapter_tensors,
     check_output,
@@ -68,7 +68,7 @@ def combine_folders(
     read = [read_adapter(folder) for folder in folders]
     configs = [adapter.config for adapter in read]
     names = [str(folder) for folder in folders]
-    _check_alike(names, configs)
+    check_alike(names, configs)
     kind = NETWORKS[configs[0].network]
     if kind is RandomTuckerNetwork:
         raise ConfigError(
@@ -81,7 +81,7 @@ def combine_folders(
     for group, first in read[0].networks.items():
         parts = [adapter.networks[group].double() for adapter in read]
         networks[group] = kind.combine(parts, weights, first.sites).to(dtype)
-    config = _combined_config(configs, {group: network.ranks() for group, network in networks.items()})
+    config = combined_config(configs, {group: network.ranks() for group, network in networks.items()})
     if modules:
         config.modules_to_save = next(c.modules_to_save for c in configs if c.modules_to_save)
     parameters = sum(factor.numel() for network in networks.values() for factor in network.parameters())

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from protfold_peft.adapters.checkpoint import check_directory, read_config
-from protfold_peft.adapters.folder import MODULES, existing_folder
+from protfold_peft.adapters.folders.saved import MODULES, existing_folder
 from protfold_peft.errors import CheckpointError
 
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"

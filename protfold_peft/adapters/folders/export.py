@@ -21,7 +21,14 @@ from peft import LoraConfig
 from torch import Tensor
 
 from protfold_peft.adapters.cards import card, method_name
-from protfold_peft.adapters.folder import MODULES, SavedAdapter, check_output, new_folder, read_adapter, write_adapter
+from protfold_peft.adapters.folders.saved import (
+    MODULES,
+    SavedAdapter,
+    check_output,
+    new_folder,
+    read_adapter,
+    write_adapter,
+)
 from protfold_peft.adapters.networks import LowRankNetwork, RandomTuckerNetwork, TensorNetwork
 from protfold_peft.adapters.sites import Site
 from protfold_peft.errors import ConfigError, NonFiniteError
@@ -263,7 +270,7 @@ def lora_config(adapter: SavedAdapter, pairs: Sequence[ModulePair]) -> LoraConfi
         lora_dropout=config.dropout,
         # PEFT decides for each module by its kind, and says so where that differs from what is written here.
         fan_in_fan_out=pairs[0].transposed,
-        bias="none",
+        bias=config.bias if config.bias in ("none", "all") else "lora_only",
         modules_to_save=config.modules_to_save,
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from protfold_peft.adapters.fit_targets import Bucket, Target, buckets, leading
+from protfold_peft.adapters.folders.fit_targets import Bucket, Target, buckets, leading
 from protfold_peft.adapters.networks import LoRANetwork, TensorTrainNetwork, Tucker2Network, TuckerNetwork
 
 _ROUNDS = 200

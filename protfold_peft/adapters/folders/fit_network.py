@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protfold_peft.adapters.fit_cp import fit_cp
-from protfold_peft.adapters.fit_spectral import fit_lora, fit_tucker2, start_tensor_train, start_tucker
-from protfold_peft.adapters.fit_targets import Target, residuals
+from protfold_peft.adapters.folders.fit_cp import fit_cp
+from protfold_peft.adapters.folders.fit_spectral import fit_lora, fit_tucker2, start_tensor_train, start_tucker
+from protfold_peft.adapters.folders.fit_targets import Target, residuals
 from protfold_peft.adapters.networks import (
     CPNetwork,
     LoRANetwork,

@@ -11,11 +11,11 @@ import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 
-from protfold_peft.adapters.base_model import count_parameters, skeleton
 from protfold_peft.adapters.cards import method_name
 from protfold_peft.adapters.checkpoint import check_directory, read_config
 from protfold_peft.adapters.config import TensorAdapterConfig, TensorPeftType
-from protfold_peft.adapters.folder import FACTORS, MODULES, existing_folder
+from protfold_peft.adapters.folders.base_model import count_parameters, skeleton
+from protfold_peft.adapters.folders.saved import FACTORS, MODULES, existing_folder
 from protfold_peft.adapters.networks import TensorNetwork
 from protfold_peft.errors import ProtfoldError
 

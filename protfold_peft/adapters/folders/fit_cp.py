@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protfold_peft.adapters.fit_targets import Bucket, Target, buckets, leading
+from protfold_peft.adapters.folders.fit_targets import Bucket, Target, buckets, leading
 from protfold_peft.adapters.networks import CPNetwork
 
 _RIDGE = 1e-13
