@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -187,3 +188,20 @@ def test_grouped_query_attention_has_a_second_head_factor():
     assert count(model, LoRTAConfig(r=7)) == 7 * (64 + 8 + 8 + 2 + 5 + 4)
     assert count(model, TensLoRAConfig(r=2)) == 2 * (64 + 8 + 8 + 2 + 5 + 4) + 2**5
     assert count(model, TensorTrainConfig(r=3, heads=True)) == 3 * (64 + 8) + 9 * (8 + 2 + 5 + 4)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (LoRTAConfig, 4_320),
+        (TeRAConfig, 1_536),
+        (TensorTrainConfig, 8_704),
+        (LoTRConfig, 10_752),
+        (TensLoRAConfig, 37_088),
+        (LoraConfig, 368_640),
+    ],
+)
+def test_the_table_in_the_readme(config, expected):
+    """ESM-2 35M, rank 8, query, key, value and output."""
+    assert count(esm2(480, 20, 12), config(r=8, target_modules=QKVO)) == expected
+    assert f"{expected:,}" in (Path(__file__).parents[2] / "README.md").read_text()
