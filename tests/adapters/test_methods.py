@@ -9,8 +9,9 @@ import warnings
 import pytest
 import torch
 from adapter_methods import METHODS, make_config
-from peft import PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from protfold_peft.adapters import collapsed, describe_adapters, load_adapter
 from protfold_peft.adapters.cards import method_name
@@ -55,6 +56,15 @@ def test_save_load_disable_merge_and_unload(make_model, tokens, tmp_path, family
     merged = model.merge_and_unload()
     torch.testing.assert_close(logits(merged, tokens), expected, rtol=0, atol=1e-4)
     assert set(merged.state_dict()) == set(make_model(family).state_dict())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pefts_auto_class_finds_base_and_adapter(make_model, tokens, tmp_path, method):
+    make_model("llama").save_pretrained(tmp_path / "base")
+    model = adapt(LlamaForCausalLM.from_pretrained(tmp_path / "base"), method)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert torch.equal(logits(loaded, tokens), logits(model, tokens))
 
 
 @pytest.mark.parametrize("method", METHODS)

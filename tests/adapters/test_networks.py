@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from protfold_peft.adapters.discovery import innermost
 from protfold_peft.adapters.networks import RandomTuckerNetwork
+from protfold_peft.errors import ConfigError
 
 FAMILIES = ["esm", "llama", "gpt2", "roberta", "opt", "esmc"]
 
@@ -107,6 +108,15 @@ def test_the_authors_head_layouts(esm, layout):
         ).reshape(32, 32)
         expected = x @ D.T if layout == "authors_peft" else x @ D
         torch.testing.assert_close(network(x, site), expected, rtol=0, atol=1e-12)
+
+
+def test_the_authors_layouts_need_square_matrices(llama):
+    """Keys and values of grouped-query attention are not; nor do these layouts exist for other methods."""
+    for layout in ("authors_peft", "authors_litgpt"):
+        with pytest.raises(ConfigError, match=rf"head_layout='{layout}' needs square matrices, and 'model.layers.0"):
+            get_peft_model(llama(), make_config("lorta", head_layout=layout))
+    with pytest.raises(ConfigError, match="head_layout='authors_peft' is not known; use consistent"):
+        make_config("lotr", head_layout="authors_peft")
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -69,8 +69,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(esm, adapted, tokens):
         torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-8)
 
 
-def test_compiles_into_one_graph(esm, adapted, tokens):
-    model = adapted(esm(num_hidden_layers=1))
+@pytest.mark.parametrize("method", METHODS)
+def test_compiles_into_one_graph(esm, tokens, method):
+    torch.manual_seed(2)
+    model = get_peft_model(esm(num_hidden_layers=1), make_config(method)).train()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(input_ids=tokens).logits, model(input_ids=tokens).logits, rtol=0, atol=1e-5)
