@@ -2,6 +2,17 @@
 
 from protfold_peft.losses.distogram import distogram_loss
 from protfold_peft.losses.fape import backbone_fape, fape
+from protfold_peft.losses.renaming import AllAtomTarget, all_atom_target
+from protfold_peft.losses.side_chain import side_chain_fape
 from protfold_peft.losses.total import TotalLoss, total_loss
 
-__all__ = ["TotalLoss", "backbone_fape", "distogram_loss", "fape", "total_loss"]
+__all__ = [
+    "AllAtomTarget",
+    "TotalLoss",
+    "all_atom_target",
+    "backbone_fape",
+    "distogram_loss",
+    "fape",
+    "side_chain_fape",
+    "total_loss",
+]
