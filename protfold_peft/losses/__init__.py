@@ -4,15 +4,19 @@ from protfold_peft.losses.distogram import distogram_loss
 from protfold_peft.losses.fape import backbone_fape, fape
 from protfold_peft.losses.renaming import AllAtomTarget, all_atom_target
 from protfold_peft.losses.side_chain import side_chain_fape
+from protfold_peft.losses.torsion_angles import angle_norm_loss, chi_loss, torsion_loss
 from protfold_peft.losses.total import TotalLoss, total_loss
 
 __all__ = [
     "AllAtomTarget",
     "TotalLoss",
     "all_atom_target",
+    "angle_norm_loss",
     "backbone_fape",
+    "chi_loss",
     "distogram_loss",
     "fape",
     "side_chain_fape",
+    "torsion_loss",
     "total_loss",
 ]
