@@ -2,6 +2,7 @@
 
 from protfold_peft.losses.distogram import distogram_loss
 from protfold_peft.losses.fape import backbone_fape, fape
+from protfold_peft.losses.plddt import plddt_loss
 from protfold_peft.losses.renaming import AllAtomTarget, all_atom_target
 from protfold_peft.losses.side_chain import side_chain_fape
 from protfold_peft.losses.torsion_angles import angle_norm_loss, chi_loss, torsion_loss
@@ -16,6 +17,7 @@ __all__ = [
     "chi_loss",
     "distogram_loss",
     "fape",
+    "plddt_loss",
     "side_chain_fape",
     "torsion_loss",
     "total_loss",
