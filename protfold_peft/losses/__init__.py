@@ -1,5 +1,6 @@
 """Structure losses on plain tensors. Knows nothing of models."""
 
+from protfold_peft.losses.aligned_error import aligned_error_loss
 from protfold_peft.losses.distogram import distogram_loss
 from protfold_peft.losses.fape import backbone_fape, fape
 from protfold_peft.losses.plddt import plddt_loss
@@ -11,6 +12,7 @@ from protfold_peft.losses.total import TotalLoss, total_loss
 __all__ = [
     "AllAtomTarget",
     "TotalLoss",
+    "aligned_error_loss",
     "all_atom_target",
     "angle_norm_loss",
     "backbone_fape",
