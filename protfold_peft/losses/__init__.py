@@ -6,6 +6,7 @@ from protfold_peft.losses.fape import backbone_fape, fape
 from protfold_peft.losses.plddt import plddt_loss
 from protfold_peft.losses.renaming import AllAtomTarget, all_atom_target
 from protfold_peft.losses.side_chain import side_chain_fape
+from protfold_peft.losses.smooth_lddt import smooth_lddt_loss
 from protfold_peft.losses.torsion_angles import angle_norm_loss, chi_loss, torsion_loss
 from protfold_peft.losses.total import TotalLoss, total_loss
 
@@ -21,6 +22,7 @@ __all__ = [
     "fape",
     "plddt_loss",
     "side_chain_fape",
+    "smooth_lddt_loss",
     "torsion_loss",
     "total_loss",
 ]
