@@ -9,10 +9,12 @@ from protfold_peft.losses.side_chain import side_chain_fape
 from protfold_peft.losses.smooth_lddt import smooth_lddt_loss
 from protfold_peft.losses.torsion_angles import angle_norm_loss, chi_loss, torsion_loss
 from protfold_peft.losses.total import TotalLoss, total_loss
+from protfold_peft.losses.violation import Violations, violation_loss, violations
 
 __all__ = [
     "AllAtomTarget",
     "TotalLoss",
+    "Violations",
     "aligned_error_loss",
     "all_atom_target",
     "angle_norm_loss",
@@ -25,4 +27,6 @@ __all__ = [
     "smooth_lddt_loss",
     "torsion_loss",
     "total_loss",
+    "violation_loss",
+    "violations",
 ]
