@@ -30,6 +30,7 @@ _KIND = {"GLY": 1, "PRO": 2}
 
 
 @cache
+@torch.inference_mode(False)  # what is kept serves training too, even if prediction asked first
 def distance_bounds() -> tuple[Tensor, Tensor]:
     """`(21, 14, 14)` float64 lower and upper bounds in angstrom, on the CPU; infinity where there is no upper one.
 

@@ -171,6 +171,12 @@ def test_bounds_of_an_angle_are_those_of_the_third_side() -> None:
     assert spread == pytest.approx(math.hypot(*changes), rel=1e-4)
 
 
+def test_bounds_first_asked_for_in_inference_mode_serve_training() -> None:
+    distance_bounds.cache_clear()
+    with torch.inference_mode():
+        assert not any(bound.is_inference() for bound in distance_bounds())
+
+
 def test_padding_and_missing_atoms_take_no_part() -> None:
     chain = build_chain(ALL_TWENTY, 1)
     mask = torch.tensor(ATOM14_MASK)[chain.restypes]
