@@ -3,6 +3,7 @@
 from protfold_peft.losses.aligned_error import aligned_error_loss
 from protfold_peft.losses.distogram import distogram_loss
 from protfold_peft.losses.fape import backbone_fape, fape
+from protfold_peft.losses.masked_lm import MaskedTokens, mask_tokens, masked_lm_loss
 from protfold_peft.losses.plddt import plddt_loss
 from protfold_peft.losses.renaming import AllAtomTarget, all_atom_target
 from protfold_peft.losses.side_chain import side_chain_fape
@@ -13,6 +14,7 @@ from protfold_peft.losses.violation import Violations, violation_loss, violation
 
 __all__ = [
     "AllAtomTarget",
+    "MaskedTokens",
     "TotalLoss",
     "Violations",
     "aligned_error_loss",
@@ -22,6 +24,8 @@ __all__ = [
     "chi_loss",
     "distogram_loss",
     "fape",
+    "mask_tokens",
+    "masked_lm_loss",
     "plddt_loss",
     "side_chain_fape",
     "smooth_lddt_loss",
