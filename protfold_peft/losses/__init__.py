@@ -1,6 +1,7 @@
 """Structure losses on plain tensors. Knows nothing of models."""
 
 from protfold_peft.losses.aligned_error import aligned_error_loss
+from protfold_peft.losses.base_model import distance_from_base, divergence_from_base
 from protfold_peft.losses.distogram import distogram_loss
 from protfold_peft.losses.fape import backbone_fape, fape
 from protfold_peft.losses.masked_lm import MaskedTokens, mask_tokens, masked_lm_loss
@@ -22,7 +23,9 @@ __all__ = [
     "angle_norm_loss",
     "backbone_fape",
     "chi_loss",
+    "distance_from_base",
     "distogram_loss",
+    "divergence_from_base",
     "fape",
     "mask_tokens",
     "masked_lm_loss",
