@@ -1,6 +1,6 @@
 """The loss of the head for PAE and predicted TM: which bin the error of every residue, seen from every other, falls in.
 
-Source: Jumper et al., Nature 596 (2021) 583, supplement 1.9.7, equation 38; 64 bins with edges from 0 to 31 angstrom,
+Source: Jumper et al., Nature 596 (2021) 583, supplement 1.9.7; 64 bins with edges from 0 to 31 angstrom,
 so the last bin's centre is 31.75.
 
 Axis letters: `b` batch, `n` residues, `k` bins.

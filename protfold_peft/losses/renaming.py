@@ -79,8 +79,8 @@ def all_atom_target(predicted: Tensor, positions: Tensor, mask: Tensor, restypes
 def other_naming_is_better(predicted: Tensor, positions: Tensor, mask: Tensor, restypes: Tensor) -> Tensor:
     """`(..., n)` bool: exchanging the names of this residue's symmetric atoms brings the experiment nearer.
 
-    Judged by the distances from the residue's symmetric atoms to all atoms that have no twin, summed (algorithm 26,
-    lines 1 to 5). Where only one of two twins is known, that one is tried under both names.
+    Judged by the distances from the residue's symmetric atoms to all atoms that have no twin, summed. Where
+    only one of two twins is known, that one is tried under both names.
 
     Args:
         predicted: `(..., n, 14, 3)` in angstrom.

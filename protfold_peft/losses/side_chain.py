@@ -1,6 +1,6 @@
 """Side-chain FAPE: all heavy atoms as seen from the frames of all rigid groups.
 
-Source: Jumper et al., Nature 596 (2021) 583, supplement 1.9.2 (Algorithm 20, line 28), with the experiment's symmetric
+Source: Jumper et al., Nature 596 (2021) 583, supplement 1.9.2 and Algorithm 20, with the experiment's symmetric
 atoms renamed first (`renaming`).
 
 Axis letters: `b` batch, `n` residues, 14 atoms of the compact layout, 8 rigid groups.

@@ -1,8 +1,8 @@
 """Bond lengths and angles of side chains, from small-molecule crystals.
 
 Source: Engh & Huber, "Structure quality and target parameters", International Tables for Crystallography F (2001),
-chapter 18.3, tables 18.3.2.1 to 18.3.2.3 (their revision of Acta Cryst. A47 (1991) 392). The backbone's own values are
-in `metrics.ideal_geometry`.
+chapter 18.3, their revision of Acta Cryst. A47 (1991) 392; in the rounding of the list that OpenStructure and AlphaFold
+read. The backbone's own values are in `metrics.ideal_geometry`.
 """
 
 from __future__ import annotations
