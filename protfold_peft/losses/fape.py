@@ -52,8 +52,8 @@ def fape(
     Returns:
         `(...)` without unit.
     """
-    predicted_local = _in_frames(predicted_frames, predicted_points)
-    target_local = _in_frames(target_frames, target_points)
+    predicted_local = points_in_frames(predicted_frames, predicted_points)
+    target_local = points_in_frames(target_frames, target_points)
     error = ((predicted_local - target_local).square().sum(dim=-1) + epsilon).sqrt()
     if isinstance(clamp, torch.Tensor):
         error = torch.minimum(error, clamp[..., None, None].to(error))
@@ -85,8 +85,8 @@ def backbone_fape(
     return per_step.mean(dim=0)
 
 
-def _in_frames(frames: Rigid, points: torch.Tensor) -> torch.Tensor:
-    """`(..., f, p, 3)`: every point in the coordinates of every frame, `R^T (x - t)`.
+def points_in_frames(frames: Rigid, points: torch.Tensor) -> torch.Tensor:
+    """`(..., f, p, 3)`: every point `(..., p, 3)` in the coordinates of every frame `(..., f)`, `R^T (x - t)`.
 
     The difference is taken first: rotating `x` and `t` apart would cost float32 its digits far from the origin. One
     product per frame, where `Rigid.invert_apply` would copy the rotation for every point.
