@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from protfold_peft.adapters.discovery import linear_shape
 from protfold_peft.adapters.distributed import refuse_reentrant_checkpointing
 from protfold_peft.adapters.networks import LowRankNetwork, TensorNetwork
-from protfold_peft.adapters.networks.base import apply_pair
+from protfold_peft.adapters.networks.base import apply_thin, thin
 from protfold_peft.adapters.references import ModuleReferences
 from protfold_peft.adapters.sites import Site
 from protfold_peft.errors import ConfigError, NonFiniteError
@@ -31,7 +31,7 @@ PREFIX = "tensor_factors"
 # The name that stands for no adapter, in a batch of mixed ones.
 BASE = "__base__"
 
-Pair = tuple[Tensor, Tensor]
+Matrices = tuple[Tensor, Tensor]
 
 
 class BrokenAdapterError(NonFiniteError, ValueError):
@@ -75,8 +75,8 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter: str | list[str] = []
         self.merged_adapters: list[str] = []
-        # The pairs of collapsed adapters with what they were made from; None: pairs are not kept.
-        self._collapsed: dict[str, tuple[object, Pair]] | None = None
+        # The matrices of collapsed adapters with what they were made from; None: they are not kept.
+        self._collapsed: dict[str, tuple[object, Matrices]] | None = None
 
     def update_layer(
         self, adapter_name: str, networks: dict[str, TensorNetwork], sites: Sequence[Site], dropout: float
@@ -143,7 +143,7 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         networks = [self.network(adapter_name, site) for site in sites]
         x = self.tensor_dropout[adapter_name](self._cast_input_dtype(x, networks[0].dtype))
         if self._is_low_rank(adapter_name):
-            return apply_pair(x, self.pair(adapter_name))
+            return apply_thin(x, self.matrices(adapter_name))
         weight = self.tensor_weights.get(adapter_name, 1.0)
         parts = [self._placed(network(x, site), site) for network, site in zip(networks, sites, strict=True)]
         total = parts[0]
@@ -155,25 +155,26 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         """A site's outputs `(..., n_rows)` among those of the module `(..., d_out)`."""
         return rows if site.rows is None else site.rows.place(rows, self.out_features)
 
-    def pair(self, adapter_name: str) -> Pair:
-        """The update of one adapter of low-rank networks as `down (q, d_in)` and `up (d_out, q)`: `dW = up @ down`.
+    def matrices(self, adapter_name: str) -> Matrices:
+        """The update of one adapter of low-rank networks as `down (q, d_in)` and `up (q, d_out)`: `dW = up.T @ down`.
 
         Inside `collapsed` and without gradients it is kept until a factor is changed or exchanged.
         """
         keep = self._collapsed is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        factors = list(self.tensor_factors[adapter_name].parameters()) if keep else []
+        networks = self.tensor_factors[adapter_name].children() if keep else ()
+        factors = [factor for network in networks for factor in network.parameters(recurse=False)]
         if not keep or any(factor.is_inference() for factor in factors):  # such tensors do not count their changes
-            return self._make_pair(adapter_name)
+            return self._make_matrices(adapter_name)
         assert self._collapsed is not None
         state = (
             self.tensor_weights.get(adapter_name, 1.0),
             *((factor.data_ptr(), factor.dtype, factor._version) for factor in factors),
         )
         if adapter_name not in self._collapsed or self._collapsed[adapter_name][0] != state:
-            self._collapsed[adapter_name] = state, self._make_pair(adapter_name)
+            self._collapsed[adapter_name] = state, self._make_matrices(adapter_name)
         return self._collapsed[adapter_name][1]
 
-    def _make_pair(self, adapter_name: str) -> Pair:
+    def _make_matrices(self, adapter_name: str) -> Matrices:
         downs, ups = [], []
         for site in self.tensor_sites[adapter_name]:
             down, up = cast(LowRankNetwork, self.network(adapter_name, site)).pair(site)
@@ -181,7 +182,7 @@ class TensorLinear(nn.Module, BaseTunerLayer):
             ups.append(up if site.rows is None else self._placed(up.T, site).T)
         down, up = (downs[0], ups[0]) if len(downs) == 1 else (torch.cat(downs), torch.cat(ups, dim=1))
         weight = self.tensor_weights.get(adapter_name, 1.0)
-        return (down, up) if weight == 1 else (down, weight * up)
+        return thin((down, up if weight == 1 else weight * up))
 
     def _mixed_batch(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         """Every sample of the batch through the adapter that it names.
@@ -236,13 +237,15 @@ class TensorLinear(nn.Module, BaseTunerLayer):
             adapter_names: The adapter of every sample.
         """
         names = list(dict.fromkeys(adapter_names))
-        pairs = [self.pair(name) for name in names]
-        q = max(len(down) for down, _ in pairs)
-        downs = torch.stack([F.pad(down, (0, 0, 0, q - len(down))) for down, _ in pairs]).to(x.device)
-        ups = torch.stack([F.pad(up, (0, q - up.shape[1])) for _, up in pairs]).to(x.device)
+        matrices = [self.matrices(name) for name in names]
+        q = max(len(down) for down, _ in matrices)
+        downs, ups = (
+            torch.stack([F.pad(matrix, (0, 0, 0, q - len(matrix))) for matrix in side]).to(x.device)
+            for side in zip(*matrices, strict=True)
+        )
         which = torch.tensor([names.index(name) for name in adapter_names], device=x.device)
         tokens = self._cast_input_dtype(x, downs.dtype).reshape(len(x), -1, x.shape[-1])
-        update = tokens @ downs[which].mT @ ups[which].mT
+        update = tokens @ downs[which].mT @ ups[which]
         return update.reshape(*x.shape[:-1], self.out_features)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:

@@ -134,22 +134,31 @@ class LowRankNetwork(TensorNetwork):
         """`down (q, d_in)` and `up (d_out, q)` with `dW = up @ down`."""
 
     def forward(self, x: Tensor, site: Site) -> Tensor:
-        return apply_pair(x, self.pair(site))
+        return apply_thin(x, thin(self.pair(site)))
 
     def delta(self, site: Site) -> Tensor:
         down, up = self.pair(site)
         return up @ down
 
 
-def apply_pair(x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
-    """`(..., d_in)` to `(..., d_out)` through `down (q, d_in)` and `up (d_out, q)`."""
+def thin(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """`down (q, d_in)` and `up (d_out, q)` as two matrices `(q, d_in)` and `(q, d_out)` for `apply_thin`.
+
+    They lie in memory of their own: matmul chooses its way by where a factor lies, and the same adapter would give
+    other last bits once it is loaded.
+    """
     down, up = pair
+    return down.clone(memory_format=torch.contiguous_format), up.T.clone(memory_format=torch.contiguous_format)
+
+
+def apply_thin(x: Tensor, matrices: tuple[Tensor, Tensor]) -> Tensor:
+    """`(..., d_in)` to `(..., d_out)` through the two matrices of `thin`."""
+    down, up = matrices
     # A model spread over several devices has one copy of the factors; elsewhere `to` makes no copies. In two
-    # dimensions, and from memory of our own: matmul chooses its way by whether a factor is trainable and where it lies,
-    # and the same adapter would give other last bits once it is loaded. With the tokens as columns: a product with many
-    # rows and few columns is several times slower on a CPU.
-    inner = down.to(x.device).clone(memory_format=torch.contiguous_format) @ x.reshape(-1, x.shape[-1]).T
-    return (inner.T @ up.to(x.device).T.contiguous()).view(*x.shape[:-1], up.shape[0])
+    # dimensions: with more, matmul chooses its way by whether a factor is trainable. With the tokens as columns: a
+    # product with many rows and few columns is several times slower on a CPU.
+    inner = down.to(x.device) @ x.reshape(-1, x.shape[-1]).T
+    return (inner.T @ up.to(x.device)).view(*x.shape[:-1], up.shape[1])
 
 
 def axis_widths(site: Site) -> tuple[int, int]:
