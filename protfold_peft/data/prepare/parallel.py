@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -58,6 +59,8 @@ def each(
 def _set_job(job: Callable[[Any], Any]) -> None:
     global _job
     _job = job
+    # Ctrl-C reaches every process of the terminal: the main one stops the others, without their tracebacks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _do_job(item: Any) -> Any:

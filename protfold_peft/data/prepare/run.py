@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -153,7 +154,10 @@ class _Run:
         self.settings = settings
         self.search = search
         self.folder = folder
-        self.parsed = folder / "parsed.arrow"
+        # `datasets` leaves files of its own beside a table that rows are picked from.
+        self.working = folder / "working"
+        self.working.mkdir()
+        self.parsed = self.working / "parsed.arrow"
         self.rows: list[_Row] = []
         self.rejected: list[Rejection] = []
         self.n_chains = 0
@@ -238,7 +242,7 @@ class _Run:
                 part = part.add_column("cluster", self.clusters[chosen])  # type: ignore[call-arg,unused-ignore]
                 splits[name] = part.add_column("cluster_size", sizes[self.clusters[chosen]])  # type: ignore[call-arg,unused-ignore]
         splits.save_to_disk(str(self.folder))
-        self.parsed.unlink()
+        shutil.rmtree(self.working)
         rows = [
             {
                 "name": row.name,
