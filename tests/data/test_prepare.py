@@ -333,3 +333,16 @@ def test_an_excluded_sequence_that_cannot_be_read_stops_the_run(tmp_path: Path, 
     with pytest.raises(ProtfoldError, match=r"bad\.fasta: record 2 \(two\): digit '1' at position 3"):
         prepare(exclude=(tmp_path / "bad.fasta",))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_thousands_of_real_chains_go_through_in_one_run(tmp_path: Path, test_data: Path) -> None:
+    result = protfold(test_data / "structures" / "train", "--out", tmp_path / "out", "--search", "builtin")
+    assert result.exit_code == 0, result.output
+    with (test_data / "structures" / "manifest.tsv").open() as handle:
+        sequences = {row["name"]: row["sequence"] for row in csv.DictReader(handle, delimiter="\t")}
+    splits = load_from_disk(str(tmp_path / "out"))
+    for split in splits.values():
+        assert all(sequences[name] == sequence for name, sequence in zip(split["name"], split["sequence"]))
+    assert splits["train"].num_rows + splits["validation"].num_rows == len(sequences) == 3161
+    assert not set(splits["train"]["cluster"]) & set(splits["validation"]["cluster"])

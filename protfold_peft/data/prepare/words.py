@@ -23,7 +23,7 @@ THRESHOLD = 11
 # Diagonals counted together: a gap moves an alignment to a diagonal nearby.
 BAND = 8
 # A target is a candidate where its best band holds this many standard deviations of chance hits above their mean.
-DEVIATIONS = 3.0
+DEVIATIONS = 2.5
 
 # Selenocysteine and pyrrolysine count as what they replace; B, J, Z and X match nothing here.
 _ALIASES = str.maketrans("UO", "CK")
