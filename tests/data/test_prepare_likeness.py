@@ -16,7 +16,7 @@ from made_structures import LETTERS, mutated, random_sequence
 
 from protfold_peft.data.prepare.alignment import Likeness, Match, align
 from protfold_peft.data.prepare.parallel import each
-from protfold_peft.data.prepare.search import similar_pairs
+from protfold_peft.data.prepare.search import resolve_search, similar_pairs
 from protfold_peft.data.prepare.split import clusters, split
 from protfold_peft.data.prepare.words import BAND, THRESHOLD, WordIndex, neighbourhoods, words
 from protfold_peft.errors import ProtfoldError
@@ -182,9 +182,6 @@ def test_the_built_in_search_misses_nothing_that_all_alignments_show(test_data) 
 
 def test_mmseqs_that_fails_or_is_absent_is_told(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    from protfold_peft.data.prepare.parallel import each
-from protfold_peft.data.prepare.search import resolve_search
-
     assert resolve_search("auto") == "builtin"
     with pytest.raises(ProtfoldError, match="install MMseqs2, or use builtin"):
         resolve_search("mmseqs")
