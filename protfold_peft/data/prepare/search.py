@@ -68,7 +68,7 @@ def similar_pairs(
     if not queries or not others:
         return []
     if search == MMSEQS:
-        found = _mmseqs_candidates(queries, others, processes)
+        found = mmseqs_candidates(queries, others, processes)
         index = None
     else:
         found = {}
@@ -105,7 +105,7 @@ class _Job:
         return pairs
 
 
-def _mmseqs_candidates(queries: Sequence[str], targets: Sequence[str], processes: int) -> dict[int, np.ndarray]:
+def mmseqs_candidates(queries: Sequence[str], targets: Sequence[str], processes: int) -> dict[int, np.ndarray]:
     """The targets that MMseqs2 finds for every query.
 
     Raises:
