@@ -15,6 +15,7 @@ from protfold_peft.cli.convert import convert
 from protfold_peft.cli.evaluate import evaluate
 from protfold_peft.cli.finetune import finetune
 from protfold_peft.cli.predict import predict
+from protfold_peft.cli.prepare import prepare
 from protfold_peft.version import __version__
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (predict, finetune, convert, evaluate):
+for command in (predict, prepare, finetune, convert, evaluate):
     app.command()(command)
 app.add_typer(adapter)
 

@@ -1,4 +1,4 @@
-"""A folder of structure files as training chains; what cannot be used is skipped and said."""
+"""A folder of structure files, or a prepared dataset, as training chains; what cannot be used is skipped and said."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protfold_peft.data.chains import TrainingChain, training_chain
+from protfold_peft.data.prepare.split import TRAIN
+from protfold_peft.data.prepare.store import is_prepared, load_prepared
 from protfold_peft.errors import StructureError
 from protfold_peft.structure import find_structure_files, read_structure
 
@@ -42,6 +44,8 @@ class ChainFolder:
 def read_chains(folder: str | os.PathLike[str], *, min_length: int = 1, max_length: int | None = None) -> ChainFolder:
     """Read every PDB and mmCIF file directly in `folder` (also `.gz`); other files in it are ignored.
 
+    Of a dataset that `protfold prepare` wrote, the chains of the split `train` are taken.
+
     Args:
         folder: The folder.
         min_length: Chains with fewer resolved residues (N, CA and C all there) are skipped.
@@ -49,8 +53,11 @@ def read_chains(folder: str | os.PathLike[str], *, min_length: int = 1, max_leng
 
     Raises:
         StructureError: The folder does not exist, or holds nothing that can be used.
+        ConfigError: The prepared dataset is damaged.
     """
     folder = Path(folder)
+    if is_prepared(folder):
+        return _prepared(folder, min_length, max_length)
     files = find_structure_files(folder)
     chains: list[TrainingChain] = []
     skipped: list[Skipped] = []
@@ -76,6 +83,20 @@ def read_chains(folder: str | os.PathLike[str], *, min_length: int = 1, max_leng
         raise StructureError(
             f"{folder}: none of its {len(files)} structure files can be used; the first: {skipped[0].reason}"
         )
+    return ChainFolder(tuple(chains), tuple(skipped))
+
+
+def _prepared(folder: Path, min_length: int, max_length: int | None) -> ChainFolder:
+    chains: list[TrainingChain] = []
+    skipped: list[Skipped] = []
+    for chain in load_prepared(folder, TRAIN):
+        reason = _why_not(chain, min_length, max_length)
+        if reason:
+            skipped.append(Skipped(chain.name, f"{folder}: {chain.name} {reason}", wanted=True))
+        else:
+            chains.append(chain)
+    if not chains:
+        raise StructureError(f"{folder}: none of its training chains can be used; the first: {skipped[0].reason}")
     return ChainFolder(tuple(chains), tuple(skipped))
 
 

@@ -244,7 +244,7 @@ def _full_sequence(
         return None, None, []
     label = chain_label(chain_id)
     full = "".join(parent(name, table.parents) or "X" for name in names)
-    joined = np.concatenate([[False], _joined(positions, mask)])
+    joined = bonded_to_previous(positions, mask)
     labels = [conformer.group.label_number for conformer in kept]
     placement = place_in_sequence(sequence, full, numbers, joined, labels)
     if placement is None:
@@ -259,8 +259,8 @@ def _full_sequence(
     return full, placement.places, notes
 
 
-def _joined(positions: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """`(n - 1,)` bool: each residue is bonded to the next, by C-N or, where one of them is missing, by CA-CA."""
+def bonded_to_previous(positions: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`(n,)` bool: the residue is bonded to the one before, by C-N or, where one of them is missing, by CA-CA."""
 
     def near(first: int, second: int, limit: float) -> tuple[np.ndarray, np.ndarray]:
         distance = np.linalg.norm(positions[1:, second] - positions[:-1, first], axis=-1)
@@ -269,4 +269,4 @@ def _joined(positions: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     peptide_known, peptide = near(ATOM_INDEX["C"], ATOM_INDEX["N"], _BOND)
     _, alpha = near(ATOM_INDEX["CA"], ATOM_INDEX["CA"], _ALPHA_STEP)
-    return np.where(peptide_known, peptide, alpha)
+    return np.concatenate([[False], np.where(peptide_known, peptide, alpha)])

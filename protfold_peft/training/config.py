@@ -77,7 +77,8 @@ class DataConfig(_Group):
     """The structures that are learnt.
 
     Attributes:
-        folder: Holds PDB and mmCIF files; relative to where the command runs.
+        folder: Holds PDB and mmCIF files, or is a dataset of `protfold prepare`, of which `train` is learnt;
+            relative to where the command runs.
         crop_size: Longest stretch of a chain in a sample, in residues.
         min_length: Chains with fewer resolved residues are skipped.
         max_length: Longer chains are skipped; None for any length. They are evaluated in one piece.

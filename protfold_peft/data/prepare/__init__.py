@@ -1,0 +1,23 @@
+"""From structure files to a dataset: filtered, without duplicates and leaks, clustered and split.
+
+`inputs` finds files, `records` reads and filters them, `words`, `alignment` and `search` tell which sequences resemble
+each other, `split` makes clusters of them and `store` holds the result; `run` is the whole of it.
+"""
+
+from protfold_peft.data.prepare.alignment import Likeness, Match, align
+from protfold_peft.data.prepare.run import PrepareResult, run_prepare
+from protfold_peft.data.prepare.settings import Filters, PrepareSettings
+from protfold_peft.data.prepare.store import PreparedChains, is_prepared, load_prepared
+
+__all__ = [
+    "Filters",
+    "Likeness",
+    "Match",
+    "PrepareResult",
+    "PrepareSettings",
+    "PreparedChains",
+    "align",
+    "is_prepared",
+    "load_prepared",
+    "run_prepare",
+]

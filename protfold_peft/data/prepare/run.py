@@ -1,0 +1,376 @@
+"""A preparation from files to a dataset: read, filter, exclude, cluster, split, write."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from protfold_peft.data.prepare import split as splitting
+from protfold_peft.data.prepare.exclude import read_excluded
+from protfold_peft.data.prepare.inputs import Source, find_sources
+from protfold_peft.data.prepare.parallel import each
+from protfold_peft.data.prepare.records import (
+    DUPLICATE,
+    EXCLUDED,
+    REASONS,
+    UNREADABLE,
+    Record,
+    Rejection,
+    read_source,
+)
+from protfold_peft.data.prepare.search import resolve_search, similar_pairs
+from protfold_peft.data.prepare.settings import PrepareSettings
+from protfold_peft.data.prepare.store import REPORT, RecordWriter, is_prepared
+from protfold_peft.errors import ConfigError, ProtfoldError
+from protfold_peft.files import replacing_folder
+from protfold_peft.runtime import LOGGER, configure_logging
+from protfold_peft.version import __version__
+
+CHAINS, REJECTED = "chains.csv", "rejected.csv"
+_CHAIN_COLUMNS = (
+    "name",
+    "split",
+    "cluster",
+    "cluster_size",
+    "length",
+    "resolved",
+    "resolution",
+    "date",
+    "file",
+    "chain",
+)
+_REJECTED_COLUMNS = ("name", "file", "chain", "length", "reason", "detail")
+# Lines that go to the screen; the table has all.
+_MAX_SCREEN_LINES = 20
+# A cluster with more of the chains than this is worth a word: likeness may have run from domain to domain.
+_LARGE_CLUSTER = 0.5
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """How a preparation went.
+
+    Attributes:
+        out: The dataset.
+        report: What `report.json` holds.
+        summary: Lines for the screen.
+    """
+
+    out: Path
+    report: dict[str, Any]
+    summary: tuple[str, ...]
+
+    @property
+    def exit_status(self) -> int:
+        """0 if every file could be read, else 1."""
+        return 1 if self.report["rejected"].get(UNREADABLE) else 0
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What is held in memory of a record: all but the coordinates."""
+
+    place: int
+    name: str
+    sequence: str
+    resolved: int
+    atoms: int
+    resolution: float | None
+    date: str | None
+    file: str
+    chain: str
+
+    def rejected(self, reason: str, detail: str) -> Rejection:
+        return Rejection(self.name, self.file, self.chain, len(self.sequence), reason, detail)
+
+
+def run_prepare(settings: PrepareSettings) -> PrepareResult:
+    """Prepare a dataset and write it, whole or not at all.
+
+    Raises:
+        ProtfoldError: Nothing could start (no such file, a folder in use), no chain is left, or the dataset could not
+            be written. A structure that cannot be read never raises: it is in the table of rejections.
+    """
+    start = time.monotonic()
+    configure_logging(verbose=settings.verbose)
+    _check_free(settings)
+    search = resolve_search(settings.search)
+    sources = find_sources(settings.structures)
+    excluded = read_excluded(settings.exclude, processes=settings.n_processes)
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        with replacing_folder(settings.out) as folder:
+            run = _Run(settings, search, folder)
+            run.read(sources)
+            run.drop_duplicates()
+            run.exclude([one.name for one in excluded], [one.sequence for one in excluded])
+            run.cluster()
+            run.write()
+            report = run.report(len(sources), len(excluded), time.monotonic() - start)
+            (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise ProtfoldError(f"cannot write {error.filename or settings.out}: {error.strerror or error}") from error
+    finally:
+        if shown:
+            enable_progress_bar()
+    _tell([rejection for rejection in run.rejected if rejection.reason == UNREADABLE])
+    return PrepareResult(settings.out, report, tuple(_summary(report, settings.out)))
+
+
+def _check_free(settings: PrepareSettings) -> None:
+    out = settings.out
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: name a folder for the dataset with --out")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not is_prepared(out):
+        raise ConfigError(f"{out} holds something else than a prepared dataset: name another folder with --out")
+    if not settings.overwrite:
+        raise ConfigError(f"{out} holds a dataset: name another folder with --out, or replace it with --overwrite")
+    for path in (*settings.structures, *settings.exclude):
+        if path.resolve().is_relative_to(out.resolve()):
+            raise ConfigError(f"{path} is inside {out}, which would be replaced: name another folder with --out")
+
+
+class _Run:
+    """The chains of a run, from reading to writing."""
+
+    def __init__(self, settings: PrepareSettings, search: str, folder: Path) -> None:
+        self.settings = settings
+        self.search = search
+        self.folder = folder
+        # `datasets` leaves files of its own beside a table that rows are picked from.
+        self.working = folder / "working"
+        self.working.mkdir()
+        self.parsed = self.working / "parsed.arrow"
+        self.rows: list[_Row] = []
+        self.rejected: list[Rejection] = []
+        self.n_chains = 0
+        self.clusters = np.zeros(0, dtype=np.int64)
+        self.validation = np.zeros(0, dtype=bool)
+
+    def read(self, sources: Sequence[Source]) -> None:
+        """Read all sources; what passes the filters goes to disk at once."""
+        job = partial(read_source, filters=self.settings.filters)
+        writer: RecordWriter | None = None
+        taken: Counter[str] = Counter()
+        for results in each(job, sources, processes=self.settings.n_processes, what="reading", unit="files"):
+            for result in results:
+                self.n_chains += not (isinstance(result, Rejection) and result.reason == UNREADABLE)
+                if isinstance(result, Rejection):
+                    self.rejected.append(result)
+                    continue
+                # Made here: the processes are forked before Arrow has threads.
+                writer = writer or RecordWriter(self.parsed)
+                name = _free_name(result, taken)
+                writer.write(result, name)
+                self.rows.append(_row(result, name, len(self.rows)))
+        if writer is not None:
+            writer.close()
+        self._check_any()
+
+    def drop_duplicates(self) -> None:
+        """Of chains with one sequence keep the one with most resolved residues, best resolution, most atoms."""
+        best: dict[str, _Row] = {}
+        for row in self.rows:
+            if row.sequence not in best or _rank(row) < _rank(best[row.sequence]):
+                best[row.sequence] = row
+        self._keep(
+            {row.place for row in best.values()},
+            lambda row: row.rejected(DUPLICATE, f"the same sequence as {best[row.sequence].name}"),
+        )
+
+    def exclude(self, names: Sequence[str], sequences: Sequence[str]) -> None:
+        """Leave out what resembles one of these sequences, with the likeness of lowest E-value as the reason."""
+        if not sequences:
+            return
+        found: dict[int, str] = {}
+        pairs = self._similar([row.sequence for row in self.rows], sequences, "comparing with what to exclude")
+        for pair in sorted(pairs, key=lambda pair: (pair.match.evalue, -pair.match.identity, pair.target)):
+            match = pair.match
+            detail = (
+                f"like {names[pair.target]}: identity {match.identity:.3f}, coverage {match.coverage:.3f}, "
+                f"E {match.evalue:.2g}"
+            )
+            found.setdefault(self.rows[pair.query].place, detail)
+        # The very same sequence needs no alignment; one too short for a word has none.
+        same = dict(zip(sequences, names))
+        for row in self.rows:
+            if row.sequence in same:
+                found.setdefault(row.place, f"the same sequence as {same[row.sequence]}")
+        kept = {row.place for row in self.rows} - found.keys()
+        self._keep(kept, lambda row: row.rejected(EXCLUDED, found[row.place]))
+        self._check_any()
+
+    def cluster(self) -> None:
+        """Clusters by likeness, and which of them go to validation."""
+        sequences = [row.sequence for row in self.rows]
+        pairs = self._similar(sequences, None, "comparing chains")
+        self.clusters = splitting.clusters(len(sequences), [(pair.query, pair.target) for pair in pairs])
+        settings = self.settings
+        self.validation = splitting.split(self.clusters, sequences, settings.validation, settings.seed)
+        largest = int(np.bincount(self.clusters).max())
+        if len(sequences) > 2 and largest > _LARGE_CLUSTER * len(sequences):
+            LOGGER.warning("%d of %d chains are one cluster, which is never split", largest, len(sequences))
+        if settings.validation > 0 and not self.validation.any():
+            LOGGER.warning("all chains are one cluster: there is no validation split")
+
+    def write(self) -> None:
+        """The splits as Arrow tables, and the tables of chains and of rejections."""
+        parsed = Dataset.from_file(str(self.parsed))
+        sizes = np.bincount(self.clusters)
+        splits = DatasetDict()
+        for name, wanted in ((splitting.TRAIN, ~self.validation), (splitting.VALIDATION, self.validation)):
+            chosen = np.flatnonzero(wanted)
+            if len(chosen):
+                part = parsed.select([self.rows[i].place for i in chosen])
+                part = part.add_column("cluster", self.clusters[chosen])  # type: ignore[call-arg,unused-ignore]
+                splits[name] = part.add_column("cluster_size", sizes[self.clusters[chosen]])  # type: ignore[call-arg,unused-ignore]
+        splits.save_to_disk(str(self.folder))
+        shutil.rmtree(self.working)
+        rows = [
+            {
+                "name": row.name,
+                "split": splitting.VALIDATION if self.validation[i] else splitting.TRAIN,
+                "cluster": int(self.clusters[i]),
+                "cluster_size": int(sizes[self.clusters[i]]),
+                "length": len(row.sequence),
+                "resolved": row.resolved,
+                "resolution": row.resolution,
+                "date": row.date,
+                "file": row.file,
+                "chain": row.chain,
+            }
+            for i, row in enumerate(self.rows)
+        ]
+        _write_csv(self.folder / CHAINS, _CHAIN_COLUMNS, rows)
+        _write_csv(self.folder / REJECTED, _REJECTED_COLUMNS, [asdict(rejection) for rejection in self.rejected])
+
+    def report(self, n_sources: int, n_excluded: int, seconds: float) -> dict[str, Any]:
+        """What `report.json` holds."""
+        settings = self.settings
+        counts = Counter(rejection.reason for rejection in self.rejected)
+        sizes = np.bincount(self.clusters)
+        lengths = [len(row.sequence) for row in self.rows]
+        return {
+            "version": __version__,
+            "structures": [str(path) for path in settings.structures],
+            "files": n_sources,
+            "chains_read": self.n_chains,
+            "rejected": {reason: counts[reason] for reason in REASONS if counts[reason]},
+            "chains": len(self.rows),
+            "train": int((~self.validation).sum()),
+            "validation": int(self.validation.sum()),
+            "clusters": len(sizes),
+            "largest_cluster": int(sizes.max()),
+            "residues": sum(lengths),
+            "shortest": min(lengths),
+            "longest": max(lengths),
+            "undated": sum(row.date is None for row in self.rows),
+            "without_resolution": sum(row.resolution is None for row in self.rows),
+            "filters": asdict(settings.filters),
+            "exclude": [str(path) for path in settings.exclude],
+            "excluded_sequences": n_excluded,
+            "identity": settings.likeness.identity,
+            "coverage": settings.likeness.coverage,
+            "validation_fraction": settings.validation,
+            "seed": settings.seed,
+            "search": self.search,
+            "processes": settings.n_processes,
+            "seconds": round(seconds, 1),
+        }
+
+    def _similar(self, queries: Sequence[str], targets: Sequence[str] | None, what: str) -> list:
+        settings = self.settings
+        return similar_pairs(
+            queries,
+            targets,
+            settings.likeness,
+            search=self.search,
+            processes=settings.n_processes,
+            what=what,
+        )
+
+    def _keep(self, places: set[int], why: Any) -> None:
+        self.rejected += [why(row) for row in self.rows if row.place not in places]
+        self.rows = [row for row in self.rows if row.place in places]
+
+    def _check_any(self) -> None:
+        if self.rows:
+            return
+        counts = Counter(rejection.reason for rejection in self.rejected)
+        told = ", ".join(f"{counts[reason]} {reason}" for reason in REASONS if counts[reason])
+        first = self.rejected[0]
+        raise ProtfoldError(f"no chain is left ({told}); the first: {first.name}: {first.detail}")
+
+
+def _free_name(record: Record, taken: Counter[str]) -> str:
+    """The record's name, or where another has it already, the name with the next free number."""
+    name = record.chain.name
+    while taken[name]:
+        taken[record.chain.name] += 1
+        name = f"{record.chain.name}~{taken[record.chain.name]}"
+    taken[name] += 1
+    return name
+
+
+def _row(record: Record, name: str, place: int) -> _Row:
+    chain = record.chain
+    return _Row(
+        place=place,
+        name=name,
+        sequence=chain.sequence,
+        resolved=int(chain.has_frame.sum()),
+        atoms=int(chain.atom_mask.sum()),
+        resolution=record.resolution,
+        date=record.date,
+        file=record.file,
+        chain=record.chain_id,
+    )
+
+
+def _rank(row: _Row) -> tuple[Any, ...]:
+    resolution = float("inf") if row.resolution is None else row.resolution
+    return (-row.resolved, resolution, -row.atoms, row.place)
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.DictWriter(handle, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _summary(report: dict[str, Any], out: Path) -> list[str]:
+    lines = [f"{report['files']:,} files, {report['chains_read']:,} chains read"]
+    if report["rejected"]:
+        told = ", ".join(f"{count:,} {reason}" for reason, count in report["rejected"].items())
+        lines.append(f"left out: {told} (why: {out / REJECTED})")
+    lines.append(
+        f"kept: {report['chains']:,} chains in {report['clusters']:,} clusters, the largest of "
+        f"{report['largest_cluster']:,}; {report['train']:,} train, {report['validation']:,} validation"
+    )
+    lines.append(f"{out}: written in {report['seconds']:g} s")
+    return lines
+
+
+def _tell(unreadable: Sequence[Rejection]) -> None:
+    for rejection in unreadable[:_MAX_SCREEN_LINES]:
+        LOGGER.warning("unreadable: %s", rejection.detail)
+    if len(unreadable) > _MAX_SCREEN_LINES:
+        LOGGER.warning("unreadable: and %d more", len(unreadable) - _MAX_SCREEN_LINES)
