@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from protfold_peft.structure.geometry import PEPTIDE_BOND_CUTOFF
-from protfold_peft.structure.residues import ATOM_INDEX, RESTYPE_INDEX, UNKNOWN
+from protfold_peft.structure.residues import ATOM_INDEX, sequence_to_restypes
 from protfold_peft.structure.types import Chain
 
 # Two bonded CA are 3.8 A apart (2.9 A when cis); beyond the second number there is a gap between them.
@@ -60,6 +60,19 @@ class TrainingChain:
         )
 
 
+def sequence_chain(name: str, sequence: str) -> TrainingChain:
+    """A sequence of which no structure is known."""
+    n = len(sequence)
+    return TrainingChain(
+        name=name,
+        sequence=sequence,
+        aatype=sequence_to_restypes(sequence),
+        residue_index=np.arange(n),
+        atom_positions=np.zeros((n, len(ATOM_INDEX), 3), dtype=np.float32),
+        atom_mask=np.zeros((n, len(ATOM_INDEX)), dtype=bool),
+    )
+
+
 def training_chain(chain: Chain, name: str) -> TrainingChain:
     """Lay the coordinates of `chain` along its full sequence.
 
@@ -86,7 +99,7 @@ def training_chain(chain: Chain, name: str) -> TrainingChain:
     return TrainingChain(
         name=name,
         sequence=sequence,
-        aatype=np.array([RESTYPE_INDEX.get(letter, UNKNOWN) for letter in sequence], dtype=np.int64),
+        aatype=sequence_to_restypes(sequence),
         residue_index=residue_index.astype(np.int64),
         atom_positions=atom_positions,
         atom_mask=atom_mask,

@@ -6,12 +6,14 @@ Axis letters: `b` batch, `n` residues of the longest sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from protfold_peft.data.chains import TrainingChain
-from protfold_peft.data.crops import Crop
+from protfold_peft.data.crops import Crop, Part
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -46,8 +48,25 @@ def collate_chains(chains: Sequence[TrainingChain]) -> dict[str, torch.Tensor]:
 
 
 def collate_crops(crops: Sequence[Crop]) -> dict[str, torch.Tensor]:
-    """`collate_chains`, and `clamped` `(b,)` bool: whether FAPE is clamped for the sample."""
-    return {
+    """`collate_chains`, and what is drawn for every sample.
+
+    Returns:
+        Also `clamped` `(b,)` bool: whether FAPE is clamped for the sample; and where residues are hidden `masked_ids`
+        `(b, n)` int64 residue types, `crops.HIDDEN` for a hidden one, and `masked_chosen` `(b, n)` bool, those asked
+        for.
+    """
+    batch = {
         **collate_chains([crop.chain for crop in crops]),
         "clamped": torch.tensor([crop.clamped for crop in crops]),
     }
+    masked = [crop.masked for crop in crops if crop.masked is not None]
+    if masked:
+        batch["masked_ids"] = pad_sequence([one.tokens for one in masked], batch_first=True)
+        batch["masked_chosen"] = pad_sequence([one.chosen for one in masked], batch_first=True)
+    return batch
+
+
+def collate_parts(parts: Sequence[Part]) -> dict[str, Any]:
+    """`collate_crops` of one part of a step, with its `number`, `step` and `share`."""
+    (part,) = parts
+    return {**collate_crops(part.crops), "number": part.number, "step": part.step, "share": part.share}

@@ -94,7 +94,16 @@ class PreparedChains(Sequence[TrainingChain]):
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset.with_format("numpy", columns=_CHAIN_COLUMNS)
+        self.dataset = dataset
+        self._rows = dataset.with_format("numpy", columns=_CHAIN_COLUMNS)
+
+    def column(self, name: str) -> list[Any]:
+        """One value for each chain."""
+        return list(self.dataset.with_format(None)[name])
+
+    def lengths(self) -> list[int]:
+        """Residues of every chain."""
+        return [len(sequence) for sequence in self.column("sequence")]
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -110,7 +119,7 @@ class PreparedChains(Sequence[TrainingChain]):
             return [self[i] for i in range(*place.indices(len(self)))]
         if not -len(self) <= place < len(self):
             raise IndexError(f"chain {place} of {len(self)}")
-        return chain_of(self.dataset[place % len(self)])
+        return chain_of(self._rows[place % len(self)])
 
     def __iter__(self) -> Iterator[TrainingChain]:
         return (self[i] for i in range(len(self)))
