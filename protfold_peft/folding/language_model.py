@@ -50,6 +50,15 @@ def weighted_hidden_states(
     return total
 
 
+def last_hidden_state(esm: Any, tokens: Tensor, padding_id: int) -> Tensor:
+    """`(b, t, c)`: the output of the last layer after its norm, from token ids `(b, t)` padded with `padding_id`."""
+    state = None
+    for state in _hidden_states(esm, tokens, tokens != padding_id):  # noqa: B007 (the last one is wanted)
+        pass
+    assert state is not None
+    return state
+
+
 def _hidden_states(esm: Any, tokens: Tensor, mask: Tensor) -> Iterator[Tensor]:
     """The embeddings `(b, t, c)`, then the output of every layer, the last after the final layer norm."""
     x = esm.embeddings(input_ids=tokens, attention_mask=mask)

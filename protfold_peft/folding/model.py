@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from transformers.models.esm.openfold_utils import make_atom14_masks
 
 from protfold_peft.errors import ConfigError
 from protfold_peft.folding import confidence
-from protfold_peft.folding.language_model import weighted_hidden_states
+from protfold_peft.folding.language_model import last_hidden_state, weighted_hidden_states
+from protfold_peft.folding.masked_lm import save_head
 from protfold_peft.folding.trunk import GLYCINE, FoldingTrunk, without_blocks
 from protfold_peft.structure.residues import UNKNOWN
 
@@ -42,9 +44,13 @@ class EsmFoldOutput(EsmForProteinFoldingOutput):
         max_predicted_aligned_error: The largest value the head can give, angstrom.
         aligned_confidence_probs: Always None: it is the softmax of `ptm_logits`.
         mlm_targets: `(b, n)` true residue types at masked places, -100 elsewhere; None without a masking pattern.
+        masked_lm_logits: `(b, n, v)` of the language model's own head for `masked_ids`; None without these.
+        masked_lm_tokens: `(b, n)` the words that are right there: those of `input_ids`.
     """
 
     mlm_targets: Tensor | None = None
+    masked_lm_logits: Tensor | None = None
+    masked_lm_tokens: Tensor | None = None
 
 
 class EsmFold(EsmForProteinFolding):
@@ -52,6 +58,7 @@ class EsmFold(EsmForProteinFolding):
 
     Attributes:
         language_model_gradients: False cuts the features off as stock code does, to train the trunk alone.
+        masked_lm_head: The language model's own head, once `masked_lm.attach_head` gave it; else None.
     """
 
     _supports_sdpa = True
@@ -76,6 +83,7 @@ class EsmFold(EsmForProteinFolding):
             self.esm.to(self.esm_s_combine.dtype)
         self.trunk = FoldingTrunk(config.esmfold_config.trunk)
         self.language_model_gradients = True
+        self.masked_lm_head: Any = None
         self.post_init()
 
     @property
@@ -118,6 +126,8 @@ class EsmFold(EsmForProteinFolding):
         position_ids: Tensor | None = None,
         masking_pattern: Tensor | None = None,
         recycles: int | None = None,
+        masked_ids: Tensor | None = None,
+        fold: bool = True,
         **kwargs: Any,
     ) -> EsmFoldOutput:
         """Fold a batch.
@@ -129,6 +139,9 @@ class EsmFold(EsmForProteinFolding):
             position_ids: `(b, n)` int64 residue index, by default 0..n-1.
             masking_pattern: `(b, n)` bool or integer, nonzero where the residue type is hidden from the model.
             recycles: Passes after the first, 0 or more; None: `default_recycles`. Gradients flow through the last.
+            masked_ids: `(b, n)` residue types of which some are hidden (21): asked of the language model's own head in a
+                pass of its own, which the structure does not depend on. Needs `masked_lm_head`.
+            fold: False leaves the structure out: only what `masked_ids` asks for is computed.
             kwargs: Refused, but for flags that transformers' own tools pass along.
 
         Returns:
@@ -140,7 +153,9 @@ class EsmFold(EsmForProteinFolding):
         if torch.is_inference_mode_enabled():
             # Stock code keeps constants it makes on the first call; made here they could never be trained through.
             with torch.inference_mode(False), torch.no_grad():
-                return self(input_ids, attention_mask, position_ids, masking_pattern, recycles, **kwargs)
+                return self(
+                    input_ids, attention_mask, position_ids, masking_pattern, recycles, masked_ids, fold, **kwargs
+                )
         for name in kwargs.keys() - {"return_dict", "output_hidden_states", "output_attentions", "labels"}:
             raise ValueError(f"EsmFold.forward() got an unknown argument '{name}'")
         aatype = input_ids
@@ -156,6 +171,9 @@ class EsmFold(EsmForProteinFolding):
             raise ValueError(f"recycles must be 0 or more, got {recycles}")
 
         tokens = self.af2_idx_to_esm_idx(aatype, mask)
+        logits = None if masked_ids is None else self.masked_lm_logits(masked_ids, mask)
+        if not fold:
+            return EsmFoldOutput(aatype=aatype, masked_lm_logits=logits, masked_lm_tokens=tokens)
         seen, targets = aatype, None
         if masking_pattern is not None:
             hidden = masking_pattern.bool() & mask.bool()
@@ -167,7 +185,32 @@ class EsmFold(EsmForProteinFolding):
         if self.config.esmfold_config.embed_aa:
             features = features + self.embedding(seen)
         structure = self.trunk(features, aatype, position_ids, mask.to(features.dtype), recycles)
-        return self._output(structure, aatype, mask, position_ids, targets)
+        output = self._output(structure, aatype, mask, position_ids, targets)
+        if logits is not None:
+            output.masked_lm_logits, output.masked_lm_tokens = logits, tokens
+        return output
+
+    def masked_lm_logits(self, masked_ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits `(b, n, v)` of the language model's own head.
+
+        Args:
+            masked_ids: `(b, n)` residue types 0..20, 21 for a hidden one.
+            mask: `(b, n)` int64, 1 at residues, padded on the right.
+        """
+        if self.masked_lm_head is None:
+            raise ValueError("the model has no masked-LM head: attach one with folding.masked_lm.attach_head")
+        hidden = (masked_ids == UNKNOWN + 1) & mask.bool()
+        tokens = self.af2_idx_to_esm_idx(masked_ids.clamp_max(UNKNOWN), mask)
+        tokens = tokens.masked_fill(hidden, self.esm_dict_mask_idx)
+        state = last_hidden_state(self.esm, self._framed(tokens), self.esm_dict_padding_idx)
+        return self.masked_lm_head(state[:, 1:-1], self.esm.embeddings.word_embeddings.weight)
+
+    def _framed(self, tokens: Tensor) -> Tensor:
+        """`(b, n + 2)`: tokens `(b, n)` between the start and the end word."""
+        ends = tokens.new_full((tokens.shape[0], 1), self.esm_dict_padding_idx)
+        framed = torch.cat([torch.full_like(ends, self.esm_dict_cls_idx), tokens, ends], dim=1)
+        lengths = (framed != self.esm_dict_padding_idx).sum(1, keepdim=True)
+        return framed.scatter(1, lengths, self.esm_dict_eos_idx)
 
     def language_model_features(self, tokens: Tensor) -> Tensor:
         """ESM-2's hidden states summed with the learnt weights: `(b, n, c)` from token ids `(b, n)` of residues."""
@@ -176,10 +219,7 @@ class EsmFold(EsmForProteinFolding):
         weights = self.esm_s_combine.softmax(0)
         if config.bypass_lm or config.esm_ablate_sequence:
             return weights.new_zeros(b, n, self.esm_feats)
-        ends = tokens.new_full((b, 1), self.esm_dict_padding_idx)
-        framed = torch.cat([torch.full_like(ends, self.esm_dict_cls_idx), tokens, ends], dim=1)
-        lengths = (framed != self.esm_dict_padding_idx).sum(1, keepdim=True)
-        framed = framed.scatter(1, lengths, self.esm_dict_eos_idx)
+        framed = self._framed(tokens)
         # Whatever in ESM-2 is trained decides what is recorded. Adapters may keep their parameters elsewhere, so
         # nothing is guessed here from ESM-2's own.
         features = weighted_hidden_states(
@@ -218,7 +258,14 @@ class EsmFold(EsmForProteinFolding):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save in transformers' format under the stock architecture's name, so that other programs load it too."""
-        # transformers' "original format" gives the rotary frequencies a name with a literal asterisk.
-        super().save_pretrained(save_directory, **({"save_original_format": False} | kwargs))
+        # The head has a file of its own: other programs know of none in a folding model.
+        head, self.masked_lm_head = self.masked_lm_head, None
+        try:
+            # transformers' "original format" gives the rotary frequencies a name with a literal asterisk.
+            super().save_pretrained(save_directory, **({"save_original_format": False} | kwargs))
+        finally:
+            self.masked_lm_head = head
+        if head is not None:
+            save_head(self, Path(save_directory))
         self.config.architectures = [EsmForProteinFolding.__name__]
         self.config.save_pretrained(save_directory)

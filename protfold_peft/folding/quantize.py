@@ -1,0 +1,50 @@
+"""The language model's matrices in 8 or 4 bits, to train adapters on where memory is short (QLoRA).
+
+Source: Dettmers et al., LLM.int8(), NeurIPS 2022; Dettmers et al., QLoRA, NeurIPS 2023, whose NF4 with double
+quantisation is taken for 4 bits. Both are bitsandbytes' own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from protfold_peft.errors import ConfigError
+
+
+def quantize_language_model(network: Any, bits: str, compute_dtype: torch.dtype) -> None:
+    """Replace every linear layer of ESM-2's encoder, in place; they are packed when they move to their device.
+
+    Args:
+        network: An `EsmFold`.
+        bits: `8bit` or `4bit`.
+        compute_dtype: The format of the products.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed, or `bits` is neither.
+    """
+    if bits not in ("8bit", "4bit"):
+        raise ConfigError(f"quantize={bits}: use 8bit or 4bit")
+    try:
+        import bitsandbytes as bnb
+    except ImportError:
+        raise ConfigError(f"quantize={bits} needs bitsandbytes: pip install bitsandbytes") from None
+    encoder = network.esm.encoder
+    for path, layer in [(path, module) for path, module in encoder.named_modules() if type(module) is nn.Linear]:
+        has_bias = layer.bias is not None
+        if bits == "8bit":
+            packed = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, has_bias, has_fp16_weights=False)
+            packed.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
+        else:
+            packed = bnb.nn.Linear4bit(
+                layer.in_features, layer.out_features, has_bias, compute_dtype=compute_dtype, quant_type="nf4"
+            )
+            packed.weight = bnb.nn.Params4bit(
+                layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
+            )
+        if has_bias:
+            packed.bias = nn.Parameter(layer.bias.data, requires_grad=False)
+        parent, _, name = path.rpartition(".")
+        setattr(encoder.get_submodule(parent), name, packed)
