@@ -14,8 +14,9 @@ from huggingface_hub.utils import logging as hub_logging
 from transformers import EsmConfig
 
 from protfold_peft.errors import CheckpointError, ConfigError, ProtfoldError
-from protfold_peft.folding.mini import MINI_NAME, MINI_SEED, build_mini
+from protfold_peft.folding.mini import MINI_FOLDER, MINI_NAME, MINI_SEED, UNTRAINED_NAME, build_mini
 from protfold_peft.folding.model import EsmFold
+from protfold_peft.folding.quantize import quantize_language_model
 from protfold_peft.runtime import DTYPES, resolve_device
 
 _ALL_ROWS = 2**31
@@ -102,16 +103,18 @@ def load_model(
     dtype: str = "auto",
     chunk_size: int | str | None = "auto",
     cpu_offload: bool = False,
+    quantize: str | None = None,
 ) -> LoadedModel:
     """Load a folding model for prediction.
 
     Args:
-        model: A hub id (`facebook/esmfold_v1`), a local folder in transformers' format, or None (also
-            `"protfold-mini"`) for the built-in model, whose weights are untrained.
+        model: A hub id (`facebook/esmfold_v1`), a local folder in transformers' format, None (also
+            `"protfold-mini"`) for the built-in model, or `"protfold-mini-untrained"` for random weights.
         adapter: A folder saved by PEFT, to be put on top.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         dtype: `auto`, `fp32`, `bf16`, or `LANGUAGE_MODEL/TRUNK`; see `parse_precision`.
         chunk_size: Rows of the pair state worked on at once; `auto` chooses from the length; None: all of them.
+        quantize: `8bit` or `4bit`: hold the language model's matrices in so few bits (bitsandbytes).
         cpu_offload: Keep the weights in main memory and move each part to the GPU as it runs (slow, but it fits).
 
     Raises:
@@ -122,13 +125,17 @@ def load_model(
     language_model, trunk, precision = parse_precision(dtype, target)
     if cpu_offload and target.type != "cuda":
         raise ConfigError(f"--cpu-offload needs a CUDA device, this run is on {target}; leave it out")
-    untrained = model is None or str(model) == MINI_NAME
+    name = MINI_NAME if model is None else str(model)
+    untrained = name == UNTRAINED_NAME
     if untrained:
-        network, name = build_mini(), f"{MINI_NAME} (untrained, seed {MINI_SEED})"
+        network, name = build_mini(), f"{UNTRAINED_NAME} (seed {MINI_SEED})"
     else:
-        network, name = _from_pretrained(str(model), language_model), str(model)
+        network = _from_pretrained(str(weights_folder(name) or name), language_model)
     network.set_precision(language_model=language_model, trunk=trunk)
     network.set_chunk_size(parse_chunk_size(chunk_size))
+    if quantize is not None:
+        quantize_language_model(network, quantize, language_model)
+        precision = f"{quantize}:{precision}"
     adapter_hash = None
     if adapter is not None:
         network, adapter_hash = _with_adapter(network, Path(adapter))
@@ -140,6 +147,13 @@ def load_model(
     else:
         network.to(target)
     return LoadedModel(network, target, name, adapter_hash, precision, untrained)
+
+
+def weights_folder(model: str | None) -> Path | None:
+    """The folder of a model's weights; None for one of the hub, and for the untrained model, which has none."""
+    if model is None or model == MINI_NAME:
+        return MINI_FOLDER
+    return Path(model) if Path(model).is_dir() else None
 
 
 def _from_pretrained(model: str, language_model: torch.dtype) -> EsmFold:

@@ -27,7 +27,7 @@ from protfold_peft.adapters.folders.saved import MODULES, check_output, copy_fil
 from protfold_peft.errors import CheckpointError, ConfigError, ProtfoldError
 from protfold_peft.files import write_text
 from protfold_peft.folding.load import load_model
-from protfold_peft.folding.mini import MINI_NAME
+from protfold_peft.folding.mini import MINI_FOLDER, MINI_NAME, UNTRAINED_NAME
 
 _TOKENIZER_FILES = (
     "tokenizer*.json",
@@ -72,15 +72,17 @@ def merge_adapter(
         overwrite: Replace the model in `out`.
 
     Raises:
-        ConfigError: `out` is not free, or the built-in model is named.
+        ConfigError: `out` is not free, or the untrained model is named.
         CheckpointError: Base model or adapter cannot be loaded, or do not fit each other.
         NonFiniteError: A merged weight would hold NaN or infinity.
     """
     adapter, out = Path(adapter), Path(out)
     inputs = (adapter, *([Path(base)] if Path(base).is_dir() else []))
     check_output(out, inputs=inputs, overwrite=overwrite)
+    if base == UNTRAINED_NAME:
+        raise ConfigError(f"{base} has random weights: there is nothing to merge into")
     if base == MINI_NAME:
-        raise ConfigError(f"{MINI_NAME} is built in and untrained: there is nothing to merge into; use its --adapter")
+        base = str(MINI_FOLDER)
     paths = adapted_paths(adapter)
     told: list[str] = []
     with _one_line(adapter, told):

@@ -1,12 +1,17 @@
-"""`protfold-mini`: the built-in model, small enough for a laptop, generated from a seed at first use.
+"""`protfold-mini`: the built-in model, small enough for a laptop, which ships with the package.
 
-Its weights are untrained. It exists so that every command can be tried with no download; what it predicts is noise.
-The draws come from NumPy's frozen `RandomState`, so the same weights appear on every machine and torch release, and
-an adapter trained on them fits them everywhere. Residual branches and the backbone update start with small weights
-rather than with ESMFold's zeros: from zeros every residue sits at the origin and nothing reaches the language model.
+Its weights were trained by this program (`configs/pretrain_mini.yaml`); its model card, `protfold_mini/README.md`, says
+on what and how good it is. `protfold-mini-untrained` is what that training started from: the same architecture with
+weights drawn from a seed, a baseline, and something to try the program's parts on.
+
+The draws come from NumPy's frozen `RandomState`, so the same weights appear on every machine and torch release.
+Residual branches and the backbone update start with small weights rather than with ESMFold's zeros: from zeros every
+residue sits at the origin and nothing reaches the language model.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,9 +21,11 @@ from transformers.models.esm.configuration_esm import get_default_vocab_list
 from protfold_peft.folding.model import EsmFold
 
 MINI_NAME = "protfold-mini"
+MINI_FOLDER = Path(__file__).parent / "protfold_mini"
+UNTRAINED_NAME = "protfold-mini-untrained"
 MINI_SEED = 20_260_101
 UNTRAINED_WARNING = (
-    "protfold-mini has UNTRAINED weights: its structures are noise, for trying the program only. "
+    f"{UNTRAINED_NAME} has UNTRAINED weights: its structures are noise, for trying the program only. "
     "Use --model facebook/esmfold_v1 (or a local folder) for real predictions."
 )
 
@@ -29,15 +36,15 @@ _FRAME_GAIN = 0.2
 
 
 def mini_config() -> EsmConfig:
-    """The architecture: an ESM-2 of 6 layers of width 192, and 4 trunk blocks."""
+    """The architecture: an ESM-2 of 6 layers of width 256, and 2 trunk blocks."""
     return EsmConfig(
         vocab_size=33,
         mask_token_id=32,
         pad_token_id=1,
-        hidden_size=192,
+        hidden_size=256,
         num_hidden_layers=6,
-        num_attention_heads=6,
-        intermediate_size=768,
+        num_attention_heads=8,
+        intermediate_size=1024,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         max_position_embeddings=1026,
@@ -51,17 +58,17 @@ def mini_config() -> EsmConfig:
             "fp16_esm": False,
             "lddt_head_hid_dim": 64,
             "trunk": {
-                "num_blocks": 4,
+                "num_blocks": 2,
                 "sequence_state_dim": 128,
-                "pairwise_state_dim": 64,
+                "pairwise_state_dim": 32,
                 "sequence_head_width": 32,
-                "pairwise_head_width": 32,
+                "pairwise_head_width": 16,
                 "position_bins": 32,
-                "max_recycles": 4,
+                "max_recycles": 1,
                 "chunk_size": None,
                 "structure_module": {
                     "sequence_dim": 128,
-                    "pairwise_dim": 64,
+                    "pairwise_dim": 32,
                     "ipa_dim": 16,
                     "resnet_dim": 64,
                     "num_heads_ipa": 8,
@@ -74,7 +81,7 @@ def mini_config() -> EsmConfig:
 
 
 def build_mini(seed: int = MINI_SEED) -> EsmFold:
-    """The built-in model, fp32, in eval mode, the same on every machine."""
+    """The untrained model, fp32, in eval mode, the same on every machine."""
     model = EsmFold(mini_config())
     random = np.random.RandomState(seed)
     with torch.no_grad():
