@@ -104,3 +104,15 @@ def progress_bar(unit: str) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes in use so far: of the GPU's memory, or of the process on a CPU; None where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

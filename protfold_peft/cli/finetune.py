@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from protfold_peft.cli.common import DebugOption, VerboseOption, error_boundary
+
+if TYPE_CHECKING:
+    from protfold_peft.training import DryRun
 
 
 def finetune(
@@ -23,13 +26,27 @@ def finetune(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results in that folder.", rich_help_panel="Output")
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with an unfinished run, from its newest checkpoint.", rich_help_panel="Running"),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show what would be trained, run one step on the longest samples, and keep nothing.",
+            rich_help_panel="Running",
+        ),
+    ] = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Train an adapter on a folder of structures.
+    """Train an adapter, or all weights, on structures.
 
-    The folding model stays as it is; only the adapter's factors are trained, by the structure loss. The result is a
-    folder that `protfold predict --adapter` and PEFT can load.
+    By default the folding model stays as it is, and an adapter in its language model is trained by the structure loss.
+    The result is a folder that `protfold predict --adapter` (or `--model`) and PEFT can load, with `report.html`.
+
+    On several GPUs: `accelerate launch --num_processes 4 --module protfold_peft finetune CONFIG.yaml`.
     """
     with error_boundary(debug=debug):
         from protfold_peft import training
@@ -39,16 +56,34 @@ def finetune(
         settings = training.read_config(config, overrides or ())
         if out is not None:
             settings = settings.model_copy(update={"out": str(out)})
-        result = training.finetune(settings, overwrite=overwrite)
-
-        def shown(score: float | None) -> str:
-            return "undefined" if score is None else f"{score:.3f}"
-
+        if dry_run:
+            typer.echo(_described(training.dry_run(settings)))
+            return
+        result = training.finetune(settings, overwrite=overwrite, resume=resume)
+        typer.echo(f"{'':12}{'before':>10}{'after':>10}   {len(result.per_target)} chains: {result.judged_on}")
+        for name, label in _SCORES.items():
+            typer.echo(f"{label:12}{_shown(result.base[name]):>10}{_shown(result.adapted[name]):>10}")
         typer.echo(
-            f"CA lDDT of {len(result.per_target)} training chains: {shown(result.base)} before, "
-            f"{shown(result.adapted)} after {result.steps} steps ({result.trainable_parameters:,} trained parameters, "
-            f"{result.seconds:.0f} s)"
+            f"{result.trainable_parameters:,} parameters trained in {result.steps:,} steps, {result.seconds:.0f} s; "
+            f"result and report.html in {result.out}"
         )
-        if result.untrained:
-            typer.echo(f"{result.model} has UNTRAINED weights: this shows that training works, nothing else.")
-        typer.echo(f"adapter in {result.out}")
+
+
+_SCORES = {"lddt_ca": "lDDT-CA", "lddt": "lDDT", "tm_score": "TM-score", "gdt_ts": "GDT-TS", "plddt": "pLDDT"}
+
+
+def _shown(score: float | None) -> str:
+    return "undefined" if score is None else f"{score:.3f}"
+
+
+def _described(run: DryRun) -> str:
+    lines = [f"{len(paths):4} sites in group {name}, {paths[0]} to {paths[-1]}" for name, paths in run.sites.items()]
+    memory = "unknown" if run.peak_memory_bytes is None else f"{run.peak_memory_bytes / 2**30:.2f} GiB"
+    lines += [
+        f"{run.trainable_parameters:,} of {run.model_parameters:,} parameters would be trained",
+        f"{run.train_chains:,} chains would be learnt, {run.judged_chains:,} judged",
+        f"memory: {run.state_bytes / 2**30:.2f} GiB of weights, gradients and optimizer; peak in a step on the longest "
+        f"samples {memory}",
+        f"that step took {run.step_seconds:.1f} s, start included; its loss is {run.loss:.4g}",
+    ]
+    return "\n".join(lines)

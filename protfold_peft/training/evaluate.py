@@ -1,28 +1,66 @@
-"""How well the model folds the training chains: whole chains, one at a time, in eval mode."""
+"""How well a model folds given chains: from the sequence alone, as `protfold predict` does, in eval mode.
+
+One chain at a time, because padding changes the last digits of a prediction; with recycles of the weights' own number
+or the run's; on coordinates as a PDB file has them, to 0.001 A. So the scores are those that anybody gets who predicts
+the sequence and scores the file.
+
+Axis letters: `n` residues.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from protfold_peft.data import MODEL_INPUTS, TrainingChain, collate_chains
+from protfold_peft.data import TrainingChain, collate_chains
 from protfold_peft.errors import NonFiniteError
-from protfold_peft.metrics import lddt
+from protfold_peft.metrics import lddt, plddt_calibration, tm_and_gdt
+from protfold_peft.metrics.gdt import TS_CUTOFFS
+from protfold_peft.structure.geometry import atom14_to_atom37
 from protfold_peft.structure.residues import ATOM_INDEX
 
-CA = ATOM_INDEX["CA"]
+CA, OXT = ATOM_INDEX["CA"], ATOM_INDEX["OXT"]
+SCORES = ("lddt_ca", "tm_score", "gdt_ts", "lddt", "plddt")
+CALIBRATION = ("pearson", "spearman", "error", "bias")
+
+Values = Mapping[str, float | None]
 
 
-def ca_lddt(network: nn.Module, chains: Sequence[TrainingChain], recycles: int) -> Iterator[float]:
-    """CA lDDT, 0..1, of each chain in turn; NaN for a chain that has no two resolved CA within 15 A.
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """A chain's prediction and its scores.
 
-    One chain at a time, because padding changes the last digits of a prediction, and the score is to be the one that
-    anybody gets who folds the chain alone.
+    Attributes:
+        name: Of the chain.
+        residues: Of its sequence.
+        scores: `lddt_ca`, `lddt` (all heavy atoms), `tm_score`, `gdt_ts`, 0..1, and `plddt`, the mean of CA, 0..100;
+            None where undefined.
+        atoms: `(n, 37, 3)` float32 predicted coordinates in angstrom, on the CPU.
+        plddt: `(n,)` of the CA atoms, 0..100.
+        true_lddt: `(n,)` CA lDDT of every residue, 0..1; NaN where there is none.
+    """
+
+    name: str
+    residues: int
+    scores: Values
+    atoms: Tensor
+    plddt: Tensor
+    true_lddt: Tensor
+
+
+def fold_chains(network: nn.Module, chains: Sequence[TrainingChain], recycles: int) -> Iterator[Folded]:
+    """Fold and score each chain in turn.
+
+    Args:
+        network: `EsmFold`, or the PEFT model around it.
+        chains: With experimental coordinates.
+        recycles: Passes after the first.
 
     Raises:
         NonFiniteError: The model gave NaN or infinity; the message names the chain.
@@ -31,20 +69,54 @@ def ca_lddt(network: nn.Module, chains: Sequence[TrainingChain], recycles: int) 
     for chain in chains:
         batch = {key: value.to(device) for key, value in collate_chains([chain]).items()}
         with evaluating(network), torch.no_grad():
-            output: Any = network(**{key: batch[key] for key in MODEL_INPUTS}, recycles=recycles)
-        # CA is the second atom of every residue in the model's compact layout too.
-        predicted = output.positions[-1][:, :, CA].float()
-        try:
-            result = lddt(predicted, batch["atom_positions"][:, :, CA], batch["atom_mask"][:, :, CA])
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{chain.name}: {error}") from error
-        yield result.score.item()
+            output: Any = network(batch["input_ids"], batch["attention_mask"], recycles=recycles)
+        atoms = atom14_to_atom37(output.positions[-1].double(), output.aatype).mul(1000).round().div(1000)
+        if not bool(atoms.isfinite().all()):
+            raise NonFiniteError(f"{chain.name}: the model's coordinates hold NaN or infinity")
+        plddt = output.plddt[0, :, CA].double()
+        true, mask = batch["atom_positions"].double(), batch["atom_mask"].clone()
+        # The model places no terminal oxygen.
+        mask[..., OXT] = False
+        local = lddt(atoms[:, :, CA], true[:, :, CA], mask[:, :, CA])
+        tm, (ts,) = tm_and_gdt(atoms[:, :, CA], true[:, :, CA], mask[:, :, CA], None, (TS_CUTOFFS,))
+        # Unknown residues have a backbone only, and a model that lacks an atom fails its distances.
+        full = lddt(atoms, true, mask & _modelled(atoms), restypes=batch["input_ids"])
+        values = {
+            "lddt_ca": local.score,
+            "tm_score": tm.score,
+            "gdt_ts": ts.score,
+            "lddt": full.score,
+            "plddt": plddt.mean(),
+        }
+        yield Folded(
+            name=chain.name,
+            residues=len(chain),
+            scores={name: _defined(value.item()) for name, value in values.items()},
+            atoms=atoms[0].float().cpu(),
+            plddt=plddt.cpu(),
+            true_lddt=local.per_residue[0].double().cpu(),
+        )
 
 
-def mean_score(scores: Sequence[float]) -> float | None:
-    """The mean of those that are defined; None if none is."""
-    defined = [score for score in scores if not math.isnan(score)]
-    return sum(defined) / len(defined) if defined else None
+def _modelled(atoms: Tensor) -> Tensor:
+    return (atoms != 0).any(dim=-1)
+
+
+def mean_scores(scores: Sequence[Values]) -> dict[str, float | None]:
+    """The mean of every score over the chains that have it; None if none has."""
+    means: dict[str, float | None] = {}
+    for name in SCORES:
+        defined = [value for one in scores if (value := one[name]) is not None]
+        means[name] = sum(defined) / len(defined) if defined else None
+    return means
+
+
+def calibration(folded: Sequence[Folded]) -> dict[str, float | None]:
+    """How well pLDDT tells the true CA lDDT over all residues together: `CALIBRATION`, see `plddt_calibration`."""
+    plddt = torch.cat([one.plddt for one in folded])[None]
+    true = torch.cat([one.true_lddt for one in folded])[None]
+    result = plddt_calibration(plddt, true, ~true.isnan())
+    return {name: _defined(getattr(result, name).item()) for name in CALIBRATION}
 
 
 @contextmanager
@@ -56,3 +128,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         network.train(was_training)
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value

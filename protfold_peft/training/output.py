@@ -1,29 +1,55 @@
-"""The folder of a finished run: a PEFT adapter, and how it came about.
+"""The folder of a finished run: a PEFT adapter or a model, and how it came about.
 
-`adapter_config.json`, `adapter_model.safetensors`, `README.md` (model card), `config.yaml` (every setting),
-`metrics.csv` (the log) and `results.json`. A run works in `OUT.partial` beside it, where the log can be watched, and
-puts everything in place at its end: whatever stops it, `OUT` is what it was.
+Beside the weights: `README.md` (model card), `config.yaml` (every setting), `metrics.csv` and `validation.csv` (the
+logs), `results.json`, `report.html`, `run.log` and `tensorboard`. A run works in `OUT.partial` beside it, where the
+logs can be watched and the checkpoints are, and puts everything in place at its end: whatever stops it, `OUT` is what
+it was.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from protfold_peft.errors import ConfigError
+from protfold_peft.files import write_text
+from protfold_peft.folding.masked_lm import HEAD_FILE
+from protfold_peft.training import checkpoints
 from protfold_peft.training.config import FinetuneConfig
+from protfold_peft.training.read_config import check
 from protfold_peft.version import __version__
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MODEL_CONFIG = "config.json"
+MODEL_WEIGHTS = "model.safetensors"
 CARD = "README.md"
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
+VALIDATION = "validation.csv"
 RESULTS = "results.json"
-# In the order they are put in place: PEFT takes a folder for an adapter once it has the last of these.
-FILES = (METRICS, CONFIG, RESULTS, CARD, ADAPTER_WEIGHTS, ADAPTER_CONFIG)
+REPORT = "report.html"
+LOG = "run.log"
+TENSORBOARD = "tensorboard"
+# In the order they are put in place: a folder is taken for an adapter, or a model, once it has one of the last two.
+FILES = (
+    METRICS, VALIDATION, CONFIG, RESULTS, REPORT, LOG, TENSORBOARD, CARD, HEAD_FILE, ADAPTER_WEIGHTS, MODEL_WEIGHTS,
+    ADAPTER_CONFIG, MODEL_CONFIG,
+)  # fmt: skip
+
+# Of an unfinished run.
+BEST = "best.safetensors"
+BASE = "base.safetensors"
+# Settings that a run may go on with otherwise than it began.
+_FREE = {
+    ("out",), ("model", "device"), ("data", "workers"), ("training", "log_every"), ("training", "checkpoint_every"),
+    ("training", "trackers"), ("training", "max_bad_steps"), ("training", "accumulate"),
+}  # fmt: skip
 
 
 def working_folder(out: Path) -> Path:
@@ -31,51 +57,95 @@ def working_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def check_free(out: Path, *, overwrite: bool) -> None:
+def check_free(out: Path, *, overwrite: bool, resume: bool = False) -> None:
     """Check that results may go to `out`; to be called before anything is computed.
 
     Raises:
-        ConfigError: `out` has something in it and `overwrite` is not set, or it is a file.
+        ConfigError: `out` has something in it, or an unfinished run has checkpoints, and `overwrite` is not set; or
+            `out` is a file.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: name a folder for the results with --out")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    if overwrite:
+        return
+    if out.is_dir() and any(out.iterdir()):
         raise ConfigError(
             f"{out} is not empty: name another folder with --out, or replace its results with --overwrite"
         )
+    unfinished = checkpoints.newest(working_folder(out))
+    if unfinished is not None and not resume:
+        raise ConfigError(f"{unfinished} is of an unfinished run: go on with --resume, or start anew with --overwrite")
 
 
-def make_working_folder(out: Path) -> Path:
-    """The working folder for `out`, without results: what a run left there that did not finish is removed.
-
-    Raises:
-        ConfigError: It cannot be made.
-    """
+def make_working_folder(out: Path, config: FinetuneConfig) -> Path:
+    """The working folder for `out`, with nothing in it but the configuration."""
     working = working_folder(out)
     try:
-        working.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (working / name).unlink(missing_ok=True)
+        shutil.rmtree(working, ignore_errors=True)
+        working.mkdir(parents=True)
+        write_text(working / CONFIG, config_yaml(config))
     except OSError as error:
         raise ConfigError(f"{working}: cannot be made: {error.strerror or error}") from error
     return working
 
 
+def unfinished(out: Path, config: FinetuneConfig) -> Path | None:
+    """The working folder of a run that can be gone on with, or None if there is none.
+
+    Raises:
+        ConfigError: The run was of other settings.
+    """
+    working = working_folder(out)
+    try:
+        before = yaml.safe_load((working / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return None
+    settings = check(before, {}, str(working / CONFIG))
+    changed = [
+        f"{'.'.join(key)} was {old!r} and is {new!r}"
+        for key, old, new in _differences(settings.model_dump(), config.model_dump())
+        if key not in _FREE
+    ]
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"{working}: {changed[0]}{more}: resume with the settings of the run, or start anew with --overwrite"
+        )
+    return working
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[Any]:
+    found: list[Any] = []
+    for name in {**old, **new}:
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += _differences(a, b, (*prefix, name))
+        elif a != b:
+            found.append(((*prefix, name), a, b))
+    return found
+
+
 def publish(working: Path, out: Path) -> None:
     """Put the finished results in place.
 
-    A new folder appears whole. In one that is there, our files are replaced and others are left alone; the adapter's
-    configuration goes first and comes last, so that a crash in between leaves nothing that could be loaded by mistake.
+    A new folder appears whole. In one that is there, our files are replaced and others are left alone; the
+    configurations go first and come last, so that a crash in between leaves nothing that could be loaded by mistake.
     """
-    for name in FILES:
-        with (working / name).open("rb+") as handle:
-            os.fsync(handle.fileno())
+    for path in working.iterdir():
+        if path.name not in FILES:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        elif path.is_file():
+            with path.open("rb+") as handle:
+                os.fsync(handle.fileno())
     if not out.exists():
         working.replace(out)
         return
-    (out / ADAPTER_CONFIG).unlink(missing_ok=True)
+    for name in reversed(FILES):
+        old = out / name
+        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     for name in FILES:
-        (working / name).replace(out / name)
+        if (working / name).exists():
+            (working / name).replace(out / name)
     working.rmdir()
 
 
@@ -84,45 +154,83 @@ def config_yaml(config: FinetuneConfig) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False)
 
 
-def model_card(config: FinetuneConfig, base: str, *, untrained: bool, scores: tuple[float | None, float | None]) -> str:
-    """A README for the adapter folder, in the Hugging Face hub's format.
+def model_card(
+    config: FinetuneConfig,
+    base: str,
+    *,
+    untrained: bool,
+    judged_on: str,
+    scores: tuple[Mapping[str, float | None], Mapping[str, float | None]],
+    chains: int,
+    recycles: int,
+) -> str:
+    """A README for the folder, in the Hugging Face hub's format.
 
     Args:
         config: Of the run.
         base: Name of the base model.
         untrained: Whether its weights are random.
-        scores: Mean CA lDDT of the training chains, 0..1, before and after.
+        judged_on: What the scores are of.
+        scores: Mean scores before and after.
+        chains: How many were learnt.
+        recycles: Passes after the first in prediction.
     """
+    full = config.mode == "full"
+    what = "weights" if full else f"{config.adapter.method} adapter"
     header = yaml.safe_dump(
-        {"base_model": base, "library_name": "peft", "tags": ["protfold-peft", config.adapter.method]}, sort_keys=False
+        {
+            "base_model": base,
+            "library_name": "transformers" if full else "peft",
+            "tags": ["protfold-peft", "protein", "esmfold", config.mode if full else config.adapter.method],
+        },
+        sort_keys=False,
     )
-    before, after = ("undefined" if score is None else f"{score:.4f}" for score in scores)
     warning = (
         f"**The weights of the base model, {base}, are untrained: the structures it predicts are noise.** With this\n"
         "adapter only the few chains it has seen are less so. It is for trying the program.\n\n"
-        if untrained
+        if untrained and not full
         else ""
     )
-    model_argument = "" if untrained else f'"{base}", '
+    names = {"lddt_ca": "lDDT-CA", "lddt": "lDDT, all atoms", "tm_score": "TM-score", "gdt_ts": "GDT-TS", "plddt": "pLDDT"}
+    before, after = scores
+    rows = "\n".join(
+        f"| {label} | {_shown(before.get(name))} | {_shown(after.get(name))} |" for name, label in names.items()
+    )
+    rank = "" if full else f"rank {config.adapter.rank}, "
+    model_argument = f'"{base}", '
+    use = (
+        'model = load_model("PATH/TO/THIS/FOLDER")'
+        if full
+        else f'model = load_model({model_argument}adapter="PATH/TO/THIS/FOLDER")'
+    )
+    command = (
+        "--model PATH/TO/THIS/FOLDER" if full else f"--model {base} --adapter PATH/TO/THIS/FOLDER"
+    ) + f" --num-recycles {recycles}"
+    source = config.data.folder or config.data.sequences
     return f"""---
 {header}---
 
-# {config.adapter.method} adapter of {base}
+# {what} of {base}
 
-{warning}Trained with protfold-peft {__version__} on the structures in `{config.data.folder}`:
-rank {config.adapter.rank}, {config.training.steps} steps, {config.training.batch_size} crops per step, at most \
-{config.data.crop_size} residues each.
-Every setting is in `{CONFIG}`, every logged step in `{METRICS}`.
+{warning}Trained with protfold-peft {__version__} on {chains:,} chains in `{source}`: {rank}{config.training.steps} steps, \
+crops of at most {config.data.crop_size} residues.
+Every setting is in `{CONFIG}`, every logged step in `{METRICS}`, every score in `{RESULTS}`; `{REPORT}` shows them.
 
-Mean CA lDDT of the **training** chains: {before} before, {after} after. It says that the adapter learnt them, and
-nothing about other proteins.
+Mean scores of {judged_on}:
+
+| | before | after |
+|---|---|---|
+{rows}
 
 ```python
-from protfold_peft import load_model  # the import registers the adapter with PEFT
+from protfold_peft import load_model  # the import registers the adapters with PEFT
 
-model = load_model({model_argument}adapter="PATH/TO/THIS/FOLDER")
+{use}
 ```
 
-or `protfold predict sequences.fasta --out predictions --adapter PATH/TO/THIS/FOLDER\
-{"" if untrained else f" --model {base}"}`.
+or `protfold predict sequences.fasta --out predictions {command}`.
 """
+
+
+def _shown(score: float | None) -> str:
+    return "undefined" if score is None else f"{score:.4f}"

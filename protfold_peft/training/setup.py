@@ -1,0 +1,122 @@
+"""The model of a run: loaded, and made ready for what is to be trained."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+
+from protfold_peft.adapters import METHODS, load_adapter
+from protfold_peft.errors import ConfigError
+from protfold_peft.folding.load import LoadedModel, load_model, weights_folder
+from protfold_peft.folding.masked_lm import attach_head
+from protfold_peft.folding.mini import MINI_NAME
+from protfold_peft.runtime import seed_everything
+from protfold_peft.training.config import FinetuneConfig
+
+# Parts of EsmFold that no loss reaches.
+_NEVER_TRAINED = ("esm.contact_head", "esm.pooler", "esm.embeddings.position_embeddings", "lm_head")
+# Heads that only one loss term reaches.
+_HEADS = {"plddt": "lddt_head", "aligned_error": "ptm_head", "distogram": "distogram_head", "masked_lm": "masked_lm_head"}
+
+
+def base_name(config: FinetuneConfig) -> str:
+    """What the base model is called in outputs."""
+    return config.model.name or MINI_NAME
+
+
+def load_base(config: FinetuneConfig, device: torch.device) -> LoadedModel:
+    """The base model on its device, in the run's precision, with the language model's own head where it is asked for.
+
+    Raises:
+        ConfigError: Settings that contradict each other.
+        CheckpointError: The model cannot be loaded.
+    """
+    model = config.model
+    if model.quantize is not None and config.mode == "full":
+        raise ConfigError("model.quantize holds frozen weights: with mode=full there are none")
+    if config.mode == "full" and (config.loss.base_divergence or config.loss.base_distance):
+        raise ConfigError("loss.base_divergence and loss.base_distance need a base model beside the trained one: not with mode=full")
+    loaded = load_model(model.name, device=str(device), dtype=_precision(model.dtype, device), quantize=model.quantize)
+    if config.loss.masked_lm:
+        attach_head(loaded.base, model.masked_lm_head, weights_folder(model.name))
+        loaded.base.masked_lm_head.requires_grad_(False)
+    return loaded
+
+
+def make_trainable(loaded: LoadedModel, config: FinetuneConfig) -> Any:
+    """The model with what is to be trained asking for gradients, and nothing else.
+
+    Raises:
+        ConfigError: An adapter that cannot be.
+    """
+    seed_everything(config.training.seed)
+    base = loaded.base
+    model = _full(base, config) if config.mode == "full" else _adapted(loaded, config)
+    if config.model.dropout is not None:
+        for module in base.esm.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = config.model.dropout
+    if config.model.gradient_checkpointing:
+        # Named anew in transformers 5.23. Not re-entrant: the other kind needs inputs that ask for gradients.
+        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return model
+
+
+def _full(base: Any, config: FinetuneConfig) -> Any:
+    base.requires_grad_(True)
+    unused = [*_NEVER_TRAINED, *(head for term, head in _HEADS.items() if term not in config.loss.weights())]
+    for name in unused:
+        part = base
+        for step in name.split("."):
+            part = getattr(part, step, None)
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False)
+    return base
+
+
+def _adapted(loaded: LoadedModel, config: FinetuneConfig) -> Any:
+    """The model with an adapter, a fresh one or one that was saved."""
+    settings = config.adapter
+    if settings.start_from is not None:
+        model: Any = load_adapter(loaded.network, Path(settings.start_from), is_trainable=True)
+    else:
+        with warnings.catch_warnings():
+            # PEFT asks transformers under a name that is on its way out.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            model = peft.get_peft_model(loaded.network, _adapter_config(config))
+    model.peft_config["default"].base_model_name_or_path = base_name(config)
+    return model
+
+
+def _adapter_config(config: FinetuneConfig) -> Any:
+    settings = config.adapter
+    face = METHODS[settings.method]
+    options: dict[str, Any] = dict(settings.options)
+    if "alpha" in {field.name for field in fields(face)}:
+        options |= {"alpha": settings.alpha or float(settings.rank)}
+    elif settings.alpha is not None:
+        raise ConfigError(f"adapter.alpha: {settings.method} has none; set adapter.options.scale instead")
+    if clash := sorted({"r", "network", "layout", "target_modules", "dropout", "init"} & set(settings.options)):
+        raise ConfigError(f"adapter.options.{clash[0]}: set it as a key of adapter itself")
+    targets = list(settings.target_modules)
+    if config.mode == "trunk":
+        targets += settings.trunk_modules
+    return face(
+        r=settings.rank, init=settings.init, target_modules=targets, dropout=settings.dropout, **options
+    )
+
+
+def _precision(dtype: str, device: torch.device) -> str:
+    """What `auto` means here: prediction has the language model in fp16 on a GPU, which cannot be trained."""
+    if dtype == "auto":
+        return "bf16/fp32" if device.type == "cuda" else "fp32"
+    if "fp16" in dtype.split("/"):
+        raise ConfigError(f"model.dtype={dtype}: fp16 gradients overflow; use bf16 or fp32")
+    return dtype
