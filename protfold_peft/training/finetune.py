@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -162,6 +163,11 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False, resume: bool = 
         if main:
             output.publish(working, out)
         PartialState().wait_for_everyone()
+    except BaseException:
+        # Nothing was done yet that anybody would go on from, or look at.
+        if main and before is None and not (working / output.METRICS).exists():
+            shutil.rmtree(working, ignore_errors=True)
+        raise
     finally:
         if log_file is not None:
             LOGGER.removeHandler(log_file)

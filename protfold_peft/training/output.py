@@ -131,6 +131,9 @@ def publish(working: Path, out: Path) -> None:
     A new folder appears whole. In one that is there, our files are replaced and others are left alone; the
     configurations go first and come last, so that a crash in between leaves nothing that could be loaded by mistake.
     """
+    pairs = ((ADAPTER_WEIGHTS, ADAPTER_CONFIG), (MODEL_WEIGHTS, MODEL_CONFIG))
+    if not any(all((working / name).is_file() for name in pair) for pair in pairs):
+        raise FileNotFoundError(f"{working} holds no finished adapter or model")
     for path in working.iterdir():
         if path.name not in FILES:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -10,7 +10,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from protfold_peft.data import Crop, CropDataset, collate_chains, collate_crops, random_crop, training_chain
+from protfold_peft.data import (
+    Crop,
+    CropDataset,
+    PartDataset,
+    collate_chains,
+    collate_crops,
+    collate_parts,
+    random_crop,
+    training_chain,
+)
+from protfold_peft.data.crops import HIDDEN
 
 
 @pytest.fixture
@@ -98,3 +108,69 @@ def test_padding_is_on_the_right_only(chains) -> None:
     # Unresolved residues are input, and no target.
     assert batch["attention_mask"][2].all()
     assert not batch["atom_mask"][2, 10:45].any()
+
+
+def names(crops: Any) -> list[tuple[str, int, int, bool]]:
+    return [fingerprint(crop) for crop in crops]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 4])
+def test_parts_make_up_the_step_whatever_their_number(chains, parts: int) -> None:
+    """The weighted mean over the parts of a step is the mean over its samples."""
+    samples = dataset(chains, batch_size=4, steps=5)
+    split = PartDataset(samples, parts)
+    assert len(split) == 5 * parts
+    for step in range(5):
+        own = [split[step * parts + part] for part in range(parts)]
+        found = sorted(fingerprint for part in own for fingerprint in names(part.crops))
+        assert found == sorted(fingerprint(samples[4 * step + i]) for i in range(4))
+        assert [(part.step, part.number) for part in own] == [(step, step * parts + i) for i in range(parts)]
+        lengths = [len(samples[4 * step + i].chain) for i in range(4)]
+        means = [np.mean([len(crop.chain) for crop in part.crops]) * part.share for part in own]
+        assert np.mean(means) == pytest.approx(np.mean(lengths))
+
+
+def test_token_batches_hold_every_chain_once_a_turn_and_keep_to_the_budget(make_chain) -> None:
+    lengths = [5, 9, 9, 14, 20, 21, 33, 40]
+    chains = [training_chain(make_chain("A" * length), str(length)) for length in lengths]
+    samples = dataset(chains, crop_size=30, steps=200)
+    split = PartDataset(samples, 1, tokens=45, lengths=lengths)
+    steps = [split.samples(step) for step in range(60)]
+    flat = [k for numbers in steps for k in numbers]
+    assert len(flat) == len(set(flat))
+    turns = max(flat) // len(chains)
+    assert set(range(turns * len(chains))) <= set(flat)
+    for numbers in steps:
+        own = [min(lengths[samples.place(k)], 30) for k in numbers]
+        assert len(own) * max(own) <= 45
+    assert any(len(numbers) > 2 for numbers in steps)
+    # In any order, and on another machine, the steps are the same.
+    again = PartDataset(dataset(chains, crop_size=30, steps=200), 1, tokens=45, lengths=lengths)
+    assert [again.samples(step) for step in reversed(range(60))] == steps[::-1]
+    assert steps[: len(steps) // 2] != steps[len(steps) // 2 :]
+
+
+def test_clusters_take_turns_and_each_gives_one_chain(chains) -> None:
+    """Two chains of one cluster together are drawn as often as the third alone."""
+    samples = dataset(chains, groups=[[0, 1], [2]], steps=300)
+    count = Counter(samples[k].chain.name for k in range(600))
+    assert count["unresolved"] == 300
+    assert count["thirty"] + count["eight"] == 300
+    assert 100 < count["thirty"] < 200
+
+
+def test_hidden_residues_are_drawn_from_the_sample(chains) -> None:
+    """15 % are asked for, of which 80 % are hidden; the same in any order."""
+    samples = dataset(chains, masked=True, crop_size=50, steps=200)
+    asked = hidden = 0
+    for k in range(400):
+        crop = samples[k]
+        assert torch.equal(crop.masked.tokens, samples[k].masked.tokens)
+        asked += int(crop.masked.chosen.sum())
+        hidden += int((crop.masked.tokens == HIDDEN).sum())
+        kept = ~crop.masked.chosen
+        assert torch.equal(crop.masked.tokens[kept], torch.from_numpy(crop.chain.aatype)[kept])
+    assert 0.76 < hidden / asked < 0.84
+    batch = collate_parts([PartDataset(samples, 1)[0]])
+    assert batch["masked_ids"].shape == batch["input_ids"].shape == batch["masked_chosen"].shape
+    assert not batch["masked_chosen"][batch["attention_mask"] == 0].any()

@@ -11,6 +11,7 @@ import pytest
 from protfold_peft.training import FinetuneConfig
 
 STRETCH = 16
+OTHER_TERMS = ("side_chain_fape", "torsion", "distogram", "plddt", "aligned_error")
 
 
 def first_residues(text: str, n: int) -> str:
@@ -39,12 +40,12 @@ def two_stretches(structures: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def settings(two_stretches: Path) -> Callable[..., FinetuneConfig]:
     """`settings(out, training={"steps": 3})`: a configuration on the two stretches, with changes by group."""
 
-    def make(out: Path, **changes: dict[str, Any]) -> FinetuneConfig:
+    def make(out: Path, **changes: Any) -> FinetuneConfig:
         groups: dict[str, dict[str, Any]] = {
-            "model": {"device": "cpu"},
+            "model": {"name": "protfold-mini-untrained", "device": "cpu"},
             "adapter": {"rank": 64, "init": "orthogonal"},
             "data": {"folder": str(two_stretches), "crop_size": STRETCH},
-            "loss": {"distogram": 0.0, "clamped_fraction": 0.0},
+            "loss": {"fape": 1.0, **dict.fromkeys(OTHER_TERMS, 0.0), "clamped_fraction": 0.0},
             "training": {
                 "steps": 2,
                 "batch_size": 2,
@@ -53,8 +54,9 @@ def settings(two_stretches: Path) -> Callable[..., FinetuneConfig]:
                 "schedule": "linear",
             },
         }
+        mode = changes.pop("mode", "adapter")
         for group, values in changes.items():
             groups[group] = {**groups[group], **values}
-        return FinetuneConfig.model_validate({"out": str(out), **groups})
+        return FinetuneConfig.model_validate({"out": str(out), "mode": mode, **groups})
 
     return make

@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from protfold_peft import load_model, predict
 from protfold_peft.adapters import METHODS, load_adapter
 from protfold_peft.adapters.checks import DeadAdapterError
-from protfold_peft.data import MODEL_INPUTS, CropDataset, collate_crops, read_chains
+from protfold_peft.data import MODEL_INPUTS, CropDataset, PartDataset, collate_crops, collate_parts, read_chains
 from protfold_peft.errors import ConfigError, NonFiniteError, StructureError
 from protfold_peft.folding.mini import build_mini
 from protfold_peft.losses import TotalLoss
-from protfold_peft.training import FinetuneResult, finetune, output, read_config, trainer
+from protfold_peft.training import FinetuneResult, finetune, output, read_config, setup, trainer
 from protfold_peft.training import finetune as finetune_function
+from protfold_peft.training.evaluate import SCORES, mean_scores
 from protfold_peft.training.objective import structure_loss
 
 STEPS = 45
@@ -40,20 +41,22 @@ def results(run: FinetuneResult) -> dict[str, Any]:
 
 
 def test_it_learns_the_training_chains(results) -> None:
-    """Only the adapter's 15,360 numbers move, in the language model of a random network."""
-    assert results["trainable_parameters"] == 64 * (192 + 32 + 6 + 6 + 4)
-    assert results["adapted"] > results["base"] + 0.1
-    assert all(target["adapted"] > target["base"] + 0.05 for target in results["per_target"].values())
+    """Only the adapter's 19,584 numbers move, in the language model of a random network."""
+    assert results["trainable_parameters"] == 64 * (256 + 32 + 8 + 6 + 4)
+    assert results["adapted"]["lddt_ca"] > results["base"]["lddt_ca"] + 0.1
+    for target in results["per_target"].values():
+        assert target["adapted"]["lddt_ca"] > target["base"]["lddt_ca"] + 0.05
 
 
 def test_results_say_how_it_went(run: FinetuneResult, results) -> None:
     assert results["per_target"].keys() == {"1A7G_E", "1LCD_A"}
     for which in ("base", "adapted"):
-        scores = [target[which] for target in results["per_target"].values()]
-        assert results[which] == pytest.approx(np.mean(scores))
+        for name in SCORES:
+            scores = [target[which][name] for target in results["per_target"].values()]
+            assert results[which][name] == pytest.approx(np.mean(scores))
     assert {target["residues"] for target in results["per_target"].values()} == {16}
     assert (results["model"], results["untrained"], results["steps"], results["seed"]) == (
-        "protfold-mini",
+        "protfold-mini-untrained",
         True,
         STEPS,
         0,
@@ -61,6 +64,8 @@ def test_results_say_how_it_went(run: FinetuneResult, results) -> None:
     assert 0 < results["seconds"] < 600
     assert results["peak_memory_bytes"] > 10**8
     assert results["skipped"] == []
+    assert results["judged_on"].startswith("the training chains")
+    assert any("set data.validation" in warning for warning in results["warnings"])
     assert results["base"] == run.base
 
 
@@ -69,13 +74,13 @@ def test_results_agree_with_prediction_and_biotite(run: FinetuneResult, results,
     biotite = pytest.importorskip("biotite.structure")
     structure_io = pytest.importorskip("biotite.structure.io")
     for which, adapter in (("base", None), ("adapted", run.out)):
-        model = load_model(adapter=adapter, device="cpu")
+        model = load_model("protfold-mini-untrained", adapter=adapter, device="cpu")
         for chain in read_chains(two_stretches).chains:
             reference = structure_io.load_structure(two_stretches / f"{chain.name}.pdb", model=1)
             reference = reference[reference.atom_name == "CA"]
             subject = reference.copy()
             subject.coord = predict(model, chain.sequence, recycles=0).structure.chains[0].atom_positions[:, 1]
-            expected = results["per_target"][chain.name][which]
+            expected = results["per_target"][chain.name][which]["lddt_ca"]
             assert float(biotite.lddt(reference, subject)) == pytest.approx(expected, abs=2e-3), (which, chain.name)
 
 
@@ -100,7 +105,7 @@ def test_the_log_has_a_row_per_step_and_the_loss_falls(run: FinetuneResult) -> N
     with (run.out / "metrics.csv").open(newline="") as file:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    assert set(rows[0]) == {"step", "loss", "learning_rate", "grad_norm", "seconds", "fape", "distogram"}
+    assert set(rows[0]) == {"step", "loss", "learning_rate", "grad_norm", "seconds", "fape", "skipped_steps"}
     assert all(np.isfinite(list(row.values())).all() for row in rows)
     assert rows[-1]["fape"] < 0.8 * rows[0]["fape"]
     # Equal lengths, FAPE alone: the total is that times the root of the length.
@@ -112,17 +117,19 @@ def test_the_log_has_a_row_per_step_and_the_loss_falls(run: FinetuneResult) -> N
 def test_the_folder_is_a_peft_adapter_with_a_card(run: FinetuneResult, settings) -> None:
     from peft import PeftModel
 
-    assert sorted(path.name for path in run.out.iterdir()) == sorted(output.FILES)
+    made = {path.name for path in run.out.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "report.html", "run.log"} <= made
+    assert made <= set(output.FILES)
     weights = load_file(run.out / "adapter_model.safetensors")
     assert sum(tensor.numel() for tensor in weights.values()) == run.trainable_parameters
-    assert json.loads((run.out / "adapter_config.json").read_text())["base_model_name_or_path"] == "protfold-mini"
+    assert json.loads((run.out / "adapter_config.json").read_text())["base_model_name_or_path"] == "protfold-mini-untrained"
     reloaded = PeftModel.from_pretrained(build_mini(), str(run.out))
     state = dict(reloaded.named_parameters())
     for key, value in weights.items():
         (name,) = [name for name in state if name.replace(".default", "") == key]
         assert torch.equal(state[name], value)
     card = (run.out / "README.md").read_text()
-    assert "base_model: protfold-mini" in card
+    assert "base_model: protfold-mini-untrained" in card
     assert "are untrained" in card
     assert read_config(run.out / "config.yaml") == settings(run.out, training={"steps": STEPS})
 
@@ -138,7 +145,7 @@ def test_the_same_seed_gives_the_same_adapter(settings, tmp_path: Path) -> None:
 
 def test_checkpointing_changes_nothing_but_memory(settings, tmp_path: Path) -> None:
     plain = finetune(settings(tmp_path / "plain"))
-    saving = finetune(settings(tmp_path / "saving", model={"device": "cpu", "gradient_checkpointing": True}))
+    saving = finetune(settings(tmp_path / "saving", model={"gradient_checkpointing": True}))
     assert saving.final_loss == pytest.approx(plain.final_loss, rel=1e-6)
     theirs = load_file(plain.out / "adapter_model.safetensors")
     for name, tensor in load_file(saving.out / "adapter_model.safetensors").items():
@@ -150,15 +157,21 @@ def test_batches_come_in_the_order_of_the_data_set(settings, tmp_path: Path) -> 
     config = settings(tmp_path / "out", training={"steps": 4}, data={"crop_size": 7})
     chains = read_chains(config.data.folder).chains
     dataset = CropDataset(chains, crop_size=7, batch_size=2, steps=4, seed=0)
-    arguments = finetune_module()._arguments(config, torch.device("cpu"), tmp_path)
+    arguments = finetune_module()._arguments(config, tmp_path)
     made = trainer.StructureTrainer(
-        config, model=torch.nn.Linear(1, 1), args=arguments, train_dataset=dataset, data_collator=collate_crops
+        config,
+        recycles=0,
+        model=torch.nn.Linear(1, 1),
+        args=arguments,
+        train_dataset=PartDataset(dataset, 1),
+        data_collator=collate_parts,
     )
     batches = list(made.get_train_dataloader())
     assert len(batches) == 4
     for step, batch in enumerate(batches):
         expected = collate_crops([dataset[2 * step], dataset[2 * step + 1]])
         assert all(torch.equal(batch[key], expected[key]) for key in expected)
+        assert (batch["step"], batch["number"], batch["share"]) == (step, step, 1.0)
 
 
 def finetune_module() -> Any:
@@ -176,7 +189,7 @@ def test_a_dead_adapter_stops_the_run(settings, tmp_path: Path, monkeypatch: pyt
         loaded.base.language_model_gradients = False
         return loaded
 
-    monkeypatch.setattr(finetune_module(), "load_model", load_cut_off)
+    monkeypatch.setattr(setup, "load_model", load_cut_off)
     with pytest.raises(DeadAdapterError, match="no gradient reaches 24 of 24 adapted modules"):
         finetune(settings(tmp_path / "out", training={"steps": 5}))
     assert not (tmp_path / "out").exists()
@@ -184,24 +197,36 @@ def test_a_dead_adapter_stops_the_run(settings, tmp_path: Path, monkeypatch: pyt
     assert unwatched.adapted == unwatched.base
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[int] = []
+def test_steps_with_a_loss_that_is_not_a_number_are_skipped_and_counted(
+    settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A skipped step leaves parameters, momentum and decay alone: the run is the one without that step's update."""
+    bad_steps = {2}
 
-    def broken(*args: Any, **kwargs: Any) -> TotalLoss:
-        steps.append(1)
-        loss = structure_loss(*args, **kwargs)
-        if len(steps) < 2:
-            return loss
-        return TotalLoss(total=loss.total * float("nan"), terms={**loss.terms, "fape": torch.tensor(float("nan"))})
+    def broken(output: Any, batch: Any, *args: Any, **kwargs: Any) -> TotalLoss:
+        loss = structure_loss(output, batch, *args, **kwargs)
+        return TotalLoss(loss.total * float("nan"), loss.terms) if batch["step"] in bad_steps else loss
 
+    moved: list[bool] = []
+
+    def watch(self: Any, *args: Any, **kwargs: Any) -> None:
+        before = [p.detach().clone() for group in self.param_groups for p in group["params"]]
+        plain(self, *args, **kwargs)
+        after = [p for group in self.param_groups for p in group["params"]]
+        moved.append(any(not torch.equal(a, b) for a, b in zip(before, after)))
+
+    plain = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", watch)
     monkeypatch.setattr(trainer, "structure_loss", broken)
-    with pytest.raises(
-        NonFiniteError, match=r"loss of step 2 is not finite \(fape nan, .* lower training.learning_rate"
-    ):
-        finetune(settings(tmp_path / "out", training={"steps": 5}))
-    assert not (tmp_path / "out").exists()
-    log = (tmp_path / "out.partial" / "metrics.csv").read_text().splitlines()
-    assert len(log) == 2  # the header and step 1
+    training = {"steps": 5, "weight_decay": 0.1, "warmup_steps": 0}
+    result = finetune(settings(tmp_path / "out", training=training))
+    assert result.skipped_steps == 1
+    assert moved == [True, True, False, True, True]
+    assert all(tensor.isfinite().all() for tensor in load_file(result.out / "adapter_model.safetensors").values())
+    bad_steps |= {1, 3}
+    with pytest.raises(NonFiniteError, match=r"in 3 steps, the last of them step 4: lower training.learning_rate"):
+        finetune(settings(tmp_path / "stopped", training={**training, "max_bad_steps": 2}))
+    assert not (tmp_path / "stopped").exists()
 
 
 def test_settings_that_cannot_be(settings, tmp_path: Path) -> None:
@@ -229,7 +254,7 @@ def test_unresolved_residues_train_and_evaluate(settings, structures: Path, tmp_
     (tmp_path / "data" / "strand.pdb").write_text((structures / "2BEG_A.pdb").read_text())
     result = finetune(settings(tmp_path / "out", data={"folder": str(tmp_path / "data"), "crop_size": 42}))
     assert result.per_target["strand"]["residues"] == 42
-    assert 0 < result.base < 1
+    assert 0 < result.base["lddt_ca"] < 1
     assert np.isfinite(result.final_loss)
 
 
@@ -240,10 +265,9 @@ def test_the_last_step_is_always_logged(settings, tmp_path: Path) -> None:
 
 
 def test_scores_that_are_undefined_are_null() -> None:
-    from protfold_peft.training.evaluate import mean_score
-
-    assert mean_score([0.5, float("nan"), 0.7]) == pytest.approx(0.6)
-    assert mean_score([float("nan")]) is None
+    half = dict.fromkeys(SCORES, 0.5)
+    assert mean_scores([half, half | {"lddt_ca": None}, half | {"lddt_ca": 0.7}])["lddt_ca"] == pytest.approx(0.6)
+    assert mean_scores([half | {"tm_score": None}])["tm_score"] is None
 
 
 def test_command_line(settings, tmp_path: Path) -> None:
@@ -260,9 +284,9 @@ def test_command_line(settings, tmp_path: Path) -> None:
 
     out = tmp_path / "out"
     good = protfold("training.steps=1", "--out", str(out))
-    assert (good.status, good.error) == (0, "")
-    assert "CA lDDT of 2 training chains" in good.out
-    assert "UNTRAINED" in good.out
+    assert good.status == 0
+    assert "2 chains: the training chains" in good.out
+    assert "UNTRAINED" in good.error
     assert (out / "adapter_config.json").is_file()
     again = protfold("--out", str(out))
     assert again.status == 2
@@ -286,7 +310,7 @@ def test_every_method_is_trained_and_predicts(settings, tmp_path, method) -> Non
     finetune(config)
     results = json.loads((tmp_path / method / "results.json").read_text())
     assert results["adapted"] != results["base"]
-    network = load_model(adapter=tmp_path / method, device="cpu").network
+    network = load_model("protfold-mini-untrained", adapter=tmp_path / method, device="cpu").network
     tuner = network.base_model
     assert type(tuner.peft_config["default"]) is METHODS[method]
     assert results["trainable_parameters"] == sum(factor.numel() for factor in tuner.tensor_factors.parameters())

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from protfold_peft.errors import ConfigError
-from protfold_peft.training import output
+from protfold_peft.training import FinetuneConfig, output, read_config
+
+CONFIG = FinetuneConfig()
 
 
 def fill(working: Path, text: str) -> None:
@@ -18,12 +20,12 @@ def fill(working: Path, text: str) -> None:
 def prepared(out: Path) -> Path:
     """The working folder of a run that may overwrite."""
     output.check_free(out, overwrite=True)
-    return output.make_working_folder(out)
+    return output.make_working_folder(out, CONFIG)
 
 
 def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "first"
-    working = output.make_working_folder(out)
+    working = output.make_working_folder(out, CONFIG)
     assert working == tmp_path / "runs" / "first.partial"
     assert not out.exists()
     fill(working, "new")
@@ -88,14 +90,16 @@ def test_nothing_moves_unless_everything_is_there(tmp_path: Path) -> None:
     working = prepared(out)
     fill(working, "new")
     (working / output.ADAPTER_WEIGHTS).unlink()
+    (working / output.MODEL_CONFIG).unlink()
     with pytest.raises(FileNotFoundError):
         output.publish(working, out)
     assert {(out / name).read_text().split()[-1] for name in output.FILES} == {"old"}
 
 
 def test_leftovers_of_a_stopped_run_are_replaced(tmp_path: Path) -> None:
-    working = output.make_working_folder(tmp_path / "out")
+    working = output.make_working_folder(tmp_path / "out", CONFIG)
     fill(working, "stopped")
-    again = output.make_working_folder(tmp_path / "out")
+    again = output.make_working_folder(tmp_path / "out", CONFIG)
     assert again == working
-    assert list(again.iterdir()) == []
+    assert [path.name for path in again.iterdir()] == [output.CONFIG]
+    assert read_config(again / output.CONFIG) == CONFIG
