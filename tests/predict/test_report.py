@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from protfold_peft import pages
 from protfold_peft.folding import report
 from protfold_peft.folding.inputs import Rejected, gather
 from protfold_peft.folding.plots import PLDDT_BANDS
@@ -133,7 +134,7 @@ def test_a_large_run_is_cut_to_the_best_and_says_so(out, monkeypatch):
 
 
 def test_without_the_viewer_the_page_says_what_to_install(out, monkeypatch):
-    monkeypatch.setattr(report.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pages.util, "find_spec", lambda name: None)
     report.write_report(out / "bare.html", out, collect_rows(out, [], []))
     data = json.loads(Page((out / "bare.html").read_text()).texts["data"])
     assert data["viewer"] is False
