@@ -1,17 +1,15 @@
 """`report.html`: the results of a run as one file that needs no network, with table, plots and a 3D viewer.
 
-Everything comes from what is on disk. The viewer is Mol*, whose script the package `ipymolstar` brings along; it is
-stored once, compressed, and unpacked by the browser. `report_page.html` is the page without its data.
+Everything comes from what is on disk. `report_page.html` is the page without its data; what it shares with other
+reports, the viewer among it, is in `protfold_peft.pages`.
 """
 
 from __future__ import annotations
 
 import base64
-import gzip
-import json
 from collections import Counter
 from collections.abc import Sequence
-from importlib import resources, util
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from protfold_peft.files import write_text
 from protfold_peft.folding.markers import DONE_SUFFIX, PAE_PLOT_SUFFIX, PLDDT_PLOT_SUFFIX, Done, read_done
 from protfold_peft.folding.plots import PLDDT_BANDS
 from protfold_peft.folding.summary import DONE, Row
+from protfold_peft.pages import NO_VIEWER, fill, json_for_script, molstar, pack
 from protfold_peft.runtime import LOGGER
 from protfold_peft.structure import read_structure
 
@@ -36,10 +35,10 @@ def write_report(path: Path, folder: Path, rows: Sequence[Row]) -> None:
 
     Of a large run the structures with the highest mean pLDDT are embedded, `MAX_STRUCTURES` at most.
     """
-    script, style = _molstar()
+    script, style = molstar()
     notes = []
     if not script:
-        notes.append("The 3D viewer is missing: install the package ipymolstar 0.1 and run the same command again.")
+        notes.append(NO_VIEWER)
     done = sorted((row for row in rows if row.status == DONE), key=lambda row: -(row.plddt or 0.0))
     structures: dict[str, Any] = {}
     size = 0
@@ -68,21 +67,8 @@ def write_report(path: Path, folder: Path, rows: Sequence[Row]) -> None:
         "viewer": bool(script),
     }
     page = resources.files("protfold_peft.folding").joinpath("report_page.html").read_text(encoding="utf-8")
-    # One pass over the page, so that no text of a record is taken for a placeholder.
-    values = {"MOLSTAR_CSS": style, "MOLSTAR_JS": script, "DATA": _json_for_script(content)}
-    parts = page.split("@@")
-    write_text(path, "".join(values[part] if number % 2 else part for number, part in enumerate(parts)))
-
-
-def _molstar() -> tuple[str, str]:
-    """The viewer's script, packed, and its style sheet; empty strings where the package has none."""
-    package = util.find_spec("ipymolstar")
-    for location in (package.submodule_search_locations or []) if package else []:
-        static = Path(location) / "static"
-        script, style = static / "molviewspec.js", static / "molviewspec.css"
-        if script.is_file() and style.is_file():
-            return _pack(script.read_bytes()), style.read_text(encoding="utf-8").replace("</", "<\\/")
-    return "", ""
+    values = {"MOLSTAR_CSS": style, "MOLSTAR_JS": script, "DATA": json_for_script(content)}
+    write_text(path, fill(page, values))
 
 
 def _structure_entry(folder: Path, name: str) -> dict[str, Any] | None:
@@ -103,7 +89,7 @@ def _structure_entry(folder: Path, name: str) -> dict[str, Any] | None:
     ]
     return {
         "format": "pdb" if path.suffix == ".pdb" else "mmcif",
-        "packed": _pack(path.read_bytes()),
+        "packed": pack(path.read_bytes()),
         "chains": [chain.id for chain in chains],
         "parts": parts,
         # A cartoon of two or three residues draws nothing.
@@ -143,13 +129,3 @@ def _counts(rows: Sequence[Row]) -> str:
     counts = Counter(row.status for row in rows)
     parts = [f"{counts[status]} {status}" for status in sorted(counts)]
     return f"{len(rows)} records: {', '.join(parts)}"
-
-
-def _pack(data: bytes) -> str:
-    """Base64 of gzip, the same bytes at every call."""
-    return base64.b64encode(gzip.compress(data, compresslevel=9, mtime=0)).decode()
-
-
-def _json_for_script(content: object) -> str:
-    """JSON that may stand in a script element: no text in it can end the element or open a comment."""
-    return json.dumps(content, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e")

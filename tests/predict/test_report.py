@@ -1,20 +1,16 @@
-"""The report: all data inside, nothing from outside, bounded, and safe against the texts it shows.
-
-That the molecule is drawn is seen in a browser, not here.
-"""
+"""The report: all data inside, nothing from outside, bounded, and safe against the texts it shows."""
 
 from __future__ import annotations
 
 import base64
-import gzip
 import json
-import re
-from html.parser import HTMLParser
 from importlib import util
 from pathlib import Path
 
 import pytest
+from html_pages import Page, check_asks_for_nothing_outside, in_browser, unpack
 
+from protfold_peft import pages
 from protfold_peft.folding import report
 from protfold_peft.folding.inputs import Rejected, gather
 from protfold_peft.folding.plots import PLDDT_BANDS
@@ -23,31 +19,6 @@ from protfold_peft.folding.settings import RunSettings
 from protfold_peft.folding.summary import collect_rows
 
 TEXT = ">mono\nMKTAYIAKQR\n>duo\nMKTA:YIAKQ\n>broken\nMK1\n"
-
-
-class Page(HTMLParser):
-    """The elements of a page, and the text of every script and style element by id."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, str] = {}
-        self.inside = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self.inside = dict(attrs).get("id") or tag
-
-    def handle_data(self, data):
-        self.texts[self.inside] = self.texts.get(self.inside, "") + data
-
-    def handle_endtag(self, tag):
-        self.inside = ""
-
-
-def unpack(text: str) -> bytes:
-    return gzip.decompress(base64.b64decode(text))
 
 
 @pytest.fixture
@@ -88,17 +59,15 @@ def test_the_page_holds_structures_plots_table_and_viewer(out):
 
 
 def test_the_page_asks_for_nothing_outside(out):
-    page = Page((out / "report.html").read_text())
-    for tag, attributes in page.elements:
-        for name in ("src", "href"):
-            value = attributes.get(name)
-            assert value is None or value.startswith("data:"), (tag, value)
-    [policy] = [a["content"] for tag, a in page.elements if tag == "meta" and "content" in a and "http-equiv" in a]
-    rules = dict(rule.split(maxsplit=1) for rule in policy.split("; "))
-    assert rules["default-src"] == "'none'"
-    for allowed in rules.values():
-        assert set(allowed.split()) <= {"'none'", "'unsafe-inline'", "'unsafe-eval'", "blob:", "data:"}
-    assert not re.search(r"@import|url\((?!['\"]?data:)", page.texts["style"])
+    check_asks_for_nothing_outside(Page((out / "report.html").read_text()))
+
+
+def test_a_browser_draws_the_first_molecule(out, tmp_path):
+    page, seen = in_browser(out / "report.html", tmp_path)
+    assert seen == []
+    assert [tag for tag, _ in page.elements].count("canvas") > 0
+    # The title of the page, and of the record that is shown.
+    assert page.texts["title"] in ("protfold reportmono", "protfold reportduo")
 
 
 def test_texts_of_users_cannot_leave_their_place(out):
@@ -133,7 +102,7 @@ def test_a_large_run_is_cut_to_the_best_and_says_so(out, monkeypatch):
 
 
 def test_without_the_viewer_the_page_says_what_to_install(out, monkeypatch):
-    monkeypatch.setattr(report.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pages.util, "find_spec", lambda name: None)
     report.write_report(out / "bare.html", out, collect_rows(out, [], []))
     data = json.loads(Page((out / "bare.html").read_text()).texts["data"])
     assert data["viewer"] is False
