@@ -28,7 +28,7 @@ def finetune(
     ] = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with an unfinished run, from its newest checkpoint.", rich_help_panel="Running"),
+        typer.Option("--resume", help="Go on with an unfinished run.", rich_help_panel="Running"),
     ] = False,
     dry_run: Annotated[
         bool,

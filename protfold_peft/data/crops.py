@@ -99,8 +99,12 @@ class CropDataset(Dataset[Crop]):
 
     def __getitem__(self, k: int) -> Crop:
         """Sample `k` of the run, from 0: number `k % batch_size` of step `k // batch_size`."""
-        if k < 0:
-            raise IndexError(f"sample {k}")
+        if not 0 <= k < len(self):
+            raise IndexError(f"sample {k} of a run of {len(self)}")
+        return self.sample(k)
+
+    def sample(self, k: int) -> Crop:
+        """Sample `k` of a run that is long enough."""
         rng = np.random.default_rng([self.seed, *divmod(k, self.batch_size)])
         clamped = bool(rng.random() < self.clamped_fraction)
         chain = random_crop(self.chains[self.place(k)], self.crop_size, rng)
@@ -199,7 +203,7 @@ class PartDataset(Dataset[Part]):
         own = samples[part :: self.parts]
         share = len(own) * self.parts / len(samples)
         # A process without a sample has to run one all the same, which does not count.
-        return Part(tuple(self.crops[sample] for sample in own or samples[:1]), k, step, share)
+        return Part(tuple(self.crops.sample(sample) for sample in own or samples[:1]), k, step, share)
 
 
 def random_crop(chain: TrainingChain, size: int, rng: np.random.Generator) -> TrainingChain:

@@ -120,7 +120,7 @@ def read_sequences(path: str | os.PathLike[str], *, max_length: int | None = Non
     """
     chains: list[TrainingChain] = []
     skipped: list[Skipped] = []
-    for entry in read_fasta(path):
+    for entry in read_fasta(Path(path)):
         name = entry.header.split()[0] if entry.header else f"record {entry.position}"
         try:
             sequence, _ = clean_sequence(entry.sequence)
@@ -185,9 +185,7 @@ def _names(table: Path, where: Mapping[str, str]) -> set[str]:
             for column in ("name", *where):
                 if column not in columns:
                     raise ConfigError(f"{table}: there is no column '{column}'; it has {', '.join(columns)}")
-            names = {
-                row["name"] for row in reader if all(row[column] == str(value) for column, value in where.items())
-            }
+            names = {row["name"] for row in reader if all(row[column] == str(value) for column, value in where.items())}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{table}: the table cannot be read: {reason}") from error

@@ -89,7 +89,7 @@ def _from_language_model(network: Any, source: str) -> dict[str, Tensor]:
     except Exception as error:  # transformers' loaders raise many kinds
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"model.masked_lm_head={source} could not be loaded: {reason}") from error
-    mine, theirs = (model.embeddings.word_embeddings.weight.float().cpu() for model in (network.esm, peer.esm))
+    mine, theirs = (model.embeddings.word_embeddings.weight.detach().float().cpu() for model in (network.esm, peer.esm))
     if mine.shape != theirs.shape:
         raise CheckpointError(
             f"model.masked_lm_head={source}: its language model has width {theirs.shape[1]} and {len(theirs)} words, "

@@ -139,8 +139,8 @@ class EsmFold(EsmForProteinFolding):
             position_ids: `(b, n)` int64 residue index, by default 0..n-1.
             masking_pattern: `(b, n)` bool or integer, nonzero where the residue type is hidden from the model.
             recycles: Passes after the first, 0 or more; None: `default_recycles`. Gradients flow through the last.
-            masked_ids: `(b, n)` residue types of which some are hidden (21): asked of the language model's own head in a
-                pass of its own, which the structure does not depend on. Needs `masked_lm_head`.
+            masked_ids: `(b, n)` residue types of which some are hidden (21): asked of the language model's own head in
+                a pass of its own, which the structure does not depend on. Needs `masked_lm_head`.
             fold: False leaves the structure out: only what `masked_ids` asks for is computed.
             kwargs: Refused, but for flags that transformers' own tools pass along.
 

@@ -34,6 +34,7 @@ def quantize_language_model(network: Any, bits: str, compute_dtype: torch.dtype)
     encoder = network.esm.encoder
     for path, layer in [(path, module) for path, module in encoder.named_modules() if type(module) is nn.Linear]:
         has_bias = layer.bias is not None
+        packed: Any
         if bits == "8bit":
             packed = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, has_bias, has_fp16_weights=False)
             packed.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)

@@ -40,8 +40,8 @@ class ModelConfig(_Group):
             `protfold-mini-untrained` for its architecture with random weights.
         dtype: Number formats, `LANGUAGE_MODEL/TRUNK` or one for both; `auto` is fp32 on a CPU and bf16/fp32 on a GPU.
         device: auto, cpu, cuda or mps.
-        recycles: Passes after the first, in training and evaluation, of which only the last has gradients; None: as many
-            as the weights were made for (ESMFold: 3).
+        recycles: Passes after the first, in training and evaluation, of which only the last has gradients; None: as
+            many as the weights were made for (ESMFold: 3).
         gradient_checkpointing: Compute activations twice to hold fewer of them.
         quantize: Hold the language model's frozen matrices in 8 or 4 bits (bitsandbytes); None: as `dtype` says.
         masked_lm_head: Where the language model's own head comes from, for `loss.masked_lm`: hub id or folder of the
@@ -83,7 +83,9 @@ class AdapterConfig(_Group):
     target_modules: Annotated[list[str], Field(min_length=1)] = Field(
         default=["query", "key", "value", "attention.output.dense"]
     )
-    trunk_modules: Annotated[list[str], Field(min_length=1)] = Field(default=["seq_attention.proj", "seq_attention.o_proj"])
+    trunk_modules: Annotated[list[str], Field(min_length=1)] = Field(
+        default=["seq_attention.proj", "seq_attention.o_proj"]
+    )
     dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     start_from: str | None = None
 
@@ -192,7 +194,7 @@ class OptimizationConfig(_Group):
         schedule: What it does afterwards: stay, or fall to 0 at the last step.
         weight_decay: AdamW's.
         max_grad_norm: Longer gradients are shortened to this; 0 shortens none.
-        ema_decay: The result is a running mean of the trained parameters with this decay per step; 0: their last values.
+        ema_decay: The result is a running mean of the trained parameters with this decay per step; 0: their last.
         sample_recycles: Draw every step's number of recycles from 0..`model.recycles`, as AlphaFold does.
         seed: Of everything random.
         log_every: Steps between two rows of the log.

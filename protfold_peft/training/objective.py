@@ -22,7 +22,7 @@ from protfold_peft.losses.fape import CLAMP
 from protfold_peft.structure.geometry import atom14_to_atom37, backbone_frames, torsions, virtual_cb
 from protfold_peft.structure.residues import ATOM_INDEX
 from protfold_peft.structure.rigid import Rigid
-from protfold_peft.training.terms import BASE_TERMS, MASKED_LM, STRUCTURE_TERMS
+from protfold_peft.training.terms import BASE_TERMS, STRUCTURE_TERMS
 
 N, CA, C, CB = (ATOM_INDEX[name] for name in ("N", "CA", "C", "CB"))
 
@@ -98,9 +98,7 @@ class _Compared:
 
     def violation(self) -> torch.Tensor:
         exists = self.output.atom14_atom_exists.bool()
-        return self.library.violation_loss(
-            self.atoms, exists, self.batch["input_ids"], self.batch["position_ids"]
-        )
+        return self.library.violation_loss(self.atoms, exists, self.batch["input_ids"], self.batch["position_ids"])
 
     def smooth_lddt(self) -> torch.Tensor:
         positions, mask = self.batch["atom_positions"], self.batch["atom_mask"]
@@ -112,9 +110,7 @@ class _Compared:
         return losses.divergence_from_base(mine, theirs, pairs)
 
     def base_distance(self) -> torch.Tensor:
-        return losses.distance_from_base(
-            self.atoms[:, :, CA], self.base.positions[-1][:, :, CA].float(), self.residues
-        )
+        return losses.distance_from_base(self.atoms[:, :, CA], self.base.positions[-1][:, :, CA].float(), self.residues)
 
 
 def structure_loss(
@@ -144,9 +140,7 @@ def structure_loss(
     positions = batch["atom_positions"]
     with torch.autocast(positions.device.type, enabled=False):
         compared = _Compared(output, batch, base, library)
-        terms = {
-            name: getattr(compared, name)() for name in (*STRUCTURE_TERMS, *BASE_TERMS) if weights.get(name, 0.0)
-        }
+        terms = {name: getattr(compared, name)() for name in (*STRUCTURE_TERMS, *BASE_TERMS) if weights.get(name, 0.0)}
         terms |= further or {}
         lengths = batch["attention_mask"].sum(dim=-1) if scale_by_length else None
         return total_loss(terms, weights, lengths)

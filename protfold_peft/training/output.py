@@ -101,10 +101,12 @@ def unfinished(out: Path, config: FinetuneConfig) -> Path | None:
     except (OSError, yaml.YAMLError):
         return None
     settings = check(before, {}, str(working / CONFIG))
+    # With a constant learning rate the steps so far do not depend on how many are to come.
+    free = _FREE | ({("training", "steps")} if config.training.schedule == "constant" else set())
     changed = [
         f"{'.'.join(key)} was {old!r} and is {new!r}"
         for key, old, new in _differences(settings.model_dump(), config.model_dump())
-        if key not in _FREE
+        if key not in free
     ]
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
@@ -194,7 +196,13 @@ def model_card(
         if untrained and not full
         else ""
     )
-    names = {"lddt_ca": "lDDT-CA", "lddt": "lDDT, all atoms", "tm_score": "TM-score", "gdt_ts": "GDT-TS", "plddt": "pLDDT"}
+    names = {
+        "lddt_ca": "lDDT-CA",
+        "lddt": "lDDT, all atoms",
+        "tm_score": "TM-score",
+        "gdt_ts": "GDT-TS",
+        "plddt": "pLDDT",
+    }
     before, after = scores
     rows = "\n".join(
         f"| {label} | {_shown(before.get(name))} | {_shown(after.get(name))} |" for name, label in names.items()
@@ -215,8 +223,8 @@ def model_card(
 
 # {what} of {base}
 
-{warning}Trained with protfold-peft {__version__} on {chains:,} chains in `{source}`: {rank}{config.training.steps} steps, \
-crops of at most {config.data.crop_size} residues.
+{warning}Trained with protfold-peft {__version__} on {chains:,} chains in `{source}`: {rank}{config.training.steps} \
+steps, crops of at most {config.data.crop_size} residues.
 Every setting is in `{CONFIG}`, every logged step in `{METRICS}`, every score in `{RESULTS}`; `{REPORT}` shows them.
 
 Mean scores of {judged_on}:

@@ -27,12 +27,14 @@ CA = ATOM_INDEX["CA"]
 
 def save(path: Path, folded: Sequence[Folded]) -> None:
     """Write predictions, with their scores, as one safetensors file."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for place, one in enumerate(folded):
         tensors |= {f"{place}.atoms": one.atoms, f"{place}.plddt": one.plddt, f"{place}.true_lddt": one.true_lddt}
     facts = [{"name": one.name, "residues": one.residues, "scores": dict(one.scores)} for one in folded]
     with replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"facts": json.dumps(facts)})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"facts": json.dumps(facts)}
+        )
 
 
 def read(path: Path) -> list[Folded]:
@@ -56,20 +58,20 @@ def read(path: Path) -> list[Folded]:
         raise CheckpointError(f"{path} cannot be read: {error}; start anew with --overwrite") from error
 
 
-def superposed(chain: TrainingChain, *folded: Folded) -> tuple[str, ...]:
-    """PDB texts of the experiment, and of every prediction of it, at its best TM-score's superposition."""
+def superposed(chain: TrainingChain, base: Folded, adapted: Folded) -> tuple[str, str, str]:
+    """PDB texts of the experiment and both predictions, each at its best TM-score's superposition."""
     true = torch.from_numpy(chain.atom_positions).double()
     mask = torch.from_numpy(chain.atom_mask)
-    texts = [_pdb(chain, true, mask, None)]
     exists = torch.as_tensor(ATOM37_MASK[chain.aatype], dtype=torch.bool)
-    # An unknown residue is modelled as glycine's backbone.
-    for one in folded:
+
+    def laid_over(one: Folded) -> str:
         atoms = one.atoms.double()
         modelled = exists & (atoms != 0).any(dim=-1)
         found = tm_score(atoms[None, :, CA], true[None, :, CA], mask[None, :, CA])
         moved = found.superposition.apply(atoms.reshape(1, -1, 3)).reshape(atoms.shape)
-        texts.append(_pdb(chain, moved, modelled, one.plddt))
-    return tuple(texts)
+        return _pdb(chain, moved, modelled, one.plddt)
+
+    return _pdb(chain, true, mask, None), laid_over(base), laid_over(adapted)
 
 
 def _pdb(chain: TrainingChain, atoms: Tensor, mask: Tensor, plddt: Tensor | None) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from protfold_peft.adapters import METHODS, load_adapter
 from protfold_peft.errors import ConfigError
 from protfold_peft.folding.load import LoadedModel, load_model, weights_folder
-from protfold_peft.folding.masked_lm import attach_head
+from protfold_peft.folding.masked_lm import NEW, attach_head
 from protfold_peft.folding.mini import MINI_NAME
 from protfold_peft.runtime import seed_everything
 from protfold_peft.training.config import FinetuneConfig
@@ -22,7 +22,12 @@ from protfold_peft.training.config import FinetuneConfig
 # Parts of EsmFold that no loss reaches.
 _NEVER_TRAINED = ("esm.contact_head", "esm.pooler", "esm.embeddings.position_embeddings", "lm_head")
 # Heads that only one loss term reaches.
-_HEADS = {"plddt": "lddt_head", "aligned_error": "ptm_head", "distogram": "distogram_head", "masked_lm": "masked_lm_head"}
+_HEADS = {
+    "plddt": "lddt_head",
+    "aligned_error": "ptm_head",
+    "distogram": "distogram_head",
+    "masked_lm": "masked_lm_head",
+}
 
 
 def base_name(config: FinetuneConfig) -> str:
@@ -41,9 +46,16 @@ def load_base(config: FinetuneConfig, device: torch.device) -> LoadedModel:
     if model.quantize is not None and config.mode == "full":
         raise ConfigError("model.quantize holds frozen weights: with mode=full there are none")
     if config.mode == "full" and (config.loss.base_divergence or config.loss.base_distance):
-        raise ConfigError("loss.base_divergence and loss.base_distance need a base model beside the trained one: not with mode=full")
+        raise ConfigError(
+            "loss.base_divergence and loss.base_distance need a base model beside the trained one: not with mode=full"
+        )
     loaded = load_model(model.name, device=str(device), dtype=_precision(model.dtype, device), quantize=model.quantize)
     if config.loss.masked_lm:
+        if model.masked_lm_head == NEW and config.mode != "full":
+            raise ConfigError(
+                "model.masked_lm_head=new: an untrained head is of use only where it is trained: mode=full"
+            )
+        seed_everything(config.training.seed)
         attach_head(loaded.base, model.masked_lm_head, weights_folder(model.name))
         loaded.base.masked_lm_head.requires_grad_(False)
     return loaded
@@ -108,9 +120,7 @@ def _adapter_config(config: FinetuneConfig) -> Any:
     targets = list(settings.target_modules)
     if config.mode == "trunk":
         targets += settings.trunk_modules
-    return face(
-        r=settings.rank, init=settings.init, target_modules=targets, dropout=settings.dropout, **options
-    )
+    return face(r=settings.rank, init=settings.init, target_modules=targets, dropout=settings.dropout, **options)
 
 
 def _precision(dtype: str, device: torch.device) -> str:

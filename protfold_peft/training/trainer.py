@@ -125,7 +125,7 @@ class StructureTrainer(Trainer):
             names = sorted(self._terms)
             means = torch.stack([self._terms[name] for name in names]) / self._parts
             means = self.accelerator.reduce(means, reduction="mean")
-            logs |= {name: value for name, value in zip(names, means.tolist())}
+            logs |= dict(zip(names, means.tolist()))
             logs["skipped_steps"] = self.bad_steps
             self._terms, self._parts = {}, 0
         super().log(logs, start_time)

@@ -21,8 +21,8 @@ from protfold_peft.errors import ConfigError, NonFiniteError, StructureError
 from protfold_peft.folding.mini import build_mini
 from protfold_peft.losses import TotalLoss
 from protfold_peft.training import FinetuneResult, finetune, output, read_config, setup, trainer
-from protfold_peft.training import finetune as finetune_function
 from protfold_peft.training.evaluate import SCORES, mean_scores
+from protfold_peft.training.finetune import training_arguments
 from protfold_peft.training.objective import structure_loss
 
 STEPS = 45
@@ -122,7 +122,10 @@ def test_the_folder_is_a_peft_adapter_with_a_card(run: FinetuneResult, settings)
     assert made <= set(output.FILES)
     weights = load_file(run.out / "adapter_model.safetensors")
     assert sum(tensor.numel() for tensor in weights.values()) == run.trainable_parameters
-    assert json.loads((run.out / "adapter_config.json").read_text())["base_model_name_or_path"] == "protfold-mini-untrained"
+    assert (
+        json.loads((run.out / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == "protfold-mini-untrained"
+    )
     reloaded = PeftModel.from_pretrained(build_mini(), str(run.out))
     state = dict(reloaded.named_parameters())
     for key, value in weights.items():
@@ -157,7 +160,7 @@ def test_batches_come_in_the_order_of_the_data_set(settings, tmp_path: Path) -> 
     config = settings(tmp_path / "out", training={"steps": 4}, data={"crop_size": 7})
     chains = read_chains(config.data.folder).chains
     dataset = CropDataset(chains, crop_size=7, batch_size=2, steps=4, seed=0)
-    arguments = finetune_module()._arguments(config, tmp_path)
+    arguments = training_arguments(config, tmp_path)
     made = trainer.StructureTrainer(
         config,
         recycles=0,
@@ -172,13 +175,6 @@ def test_batches_come_in_the_order_of_the_data_set(settings, tmp_path: Path) -> 
         expected = collate_crops([dataset[2 * step], dataset[2 * step + 1]])
         assert all(torch.equal(batch[key], expected[key]) for key in expected)
         assert (batch["step"], batch["number"], batch["share"]) == (step, step, 1.0)
-
-
-def finetune_module() -> Any:
-    """The module; the package's attribute of this name is the function."""
-    import sys
-
-    return sys.modules[finetune_function.__module__]
 
 
 def test_a_dead_adapter_stops_the_run(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

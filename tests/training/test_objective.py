@@ -116,7 +116,7 @@ def test_virtual_cb_stands_in_for_a_missing_one(batch) -> None:
 
 
 def whole_output_at_truth(batch: dict[str, torch.Tensor], shift: float = 5.0) -> SimpleNamespace:
-    """What a model that places every atom of the experiment would give; atoms it lacks are where ideal ones would be."""
+    """What a model that places every atom of the experiment would give."""
     types = batch["input_ids"]
     output = output_at_truth(batch)
     known = torsions(batch["atom_positions"], batch["atom_mask"], types)
@@ -141,8 +141,8 @@ def test_every_term_at_the_truth(batch) -> None:
     weights = dict.fromkeys(STRUCTURE_TERMS, 1.0)
     terms = structure_loss(output, batch, weights, scale_by_length=False).terms
     assert set(terms) == set(STRUCTURE_TERMS)
-    # Groups are those of ideal side chains; the experiment's are a little off.
-    assert terms["side_chain_fape"].item() == pytest.approx(math.sqrt(1e-4) / 10, abs=0.02)
+    # The groups here are those of ideal side chains; a degree off in one moves an atom 20 A away by 0.3 A.
+    assert 0.001 < terms["side_chain_fape"].item() < 0.06
     assert terms["torsion"].item() == pytest.approx(0.0, abs=1e-4)
     assert terms["plddt"].item() == pytest.approx(math.log(50), rel=1e-5)
     assert terms["aligned_error"].item() == pytest.approx(math.log(64), rel=1e-5)

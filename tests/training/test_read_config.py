@@ -49,7 +49,10 @@ def test_first_run_shows_every_knob_with_a_comment() -> None:
     text = FIRST_RUN.read_text()
     read_config(FIRST_RUN)
     data = yaml.safe_load(text)
-    shown = {f"{group}.{key}" for group, keys in data.items() if isinstance(keys, dict) for key in keys} | {"out"}
+    shown = {f"{group}.{key}" for group, keys in data.items() if isinstance(keys, dict) for key in keys} | {
+        "out",
+        "mode",
+    }
     assert shown == set(known_keys())
     lines = text.splitlines()
     for number, line in enumerate(lines):

@@ -20,10 +20,10 @@ from protfold_peft.training import checkpoints, finetune, output, weights
 
 # Everything random there is: crops, dropout of the language model and of the adapter, recycles, hidden residues.
 RANDOM: dict[str, Any] = {
-    "model": {"dropout": 0.2, "recycles": 2, "masked_lm_head": "new"},
+    "model": {"dropout": 0.2, "recycles": 2},
     "adapter": {"dropout": 0.1},
     "data": {"crop_size": 11},
-    "loss": {"masked_lm": 0.1, "clamped_fraction": 0.5},
+    "loss": {"clamped_fraction": 0.5},
     "training": {
         "steps": 9,
         "ema_decay": 0.9,
@@ -35,17 +35,29 @@ RANDOM: dict[str, Any] = {
 }
 
 
+# The language model's head starts anew, and is trained with all else.
+FULL: dict[str, Any] = {
+    **RANDOM,
+    "mode": "full",
+    "model": {**RANDOM["model"], "masked_lm_head": "new"},
+    "loss": {"masked_lm": 0.1, "clamped_fraction": 0.5},
+    "training": {**RANDOM["training"], "learning_rate": 1e-3},
+}
+
+
 def result_files(out: Path) -> dict[str, bytes]:
-    return {name: (out / name).read_bytes() for name in ("adapter_model.safetensors", "validation.csv")}
+    names = ("adapter_model.safetensors", "model.safetensors", "masked_lm_head.safetensors", "validation.csv")
+    return {name: (out / name).read_bytes() for name in names if (out / name).exists()}
 
 
 def without_seconds(path: Path) -> list[list[str]]:
     return [[word for i, word in enumerate(line.split(",")) if i != 4] for line in path.read_text().splitlines()]
 
 
-def test_kill_and_resume_gives_the_same_bits(settings, tmp_path: Path) -> None:
-    whole = finetune(settings(tmp_path / "whole", **RANDOM))
-    killed = settings(tmp_path / "killed", **RANDOM)
+@pytest.mark.parametrize("changes", [RANDOM, FULL], ids=["adapter", "full"])
+def test_kill_and_resume_gives_the_same_bits(settings, tmp_path: Path, changes: dict[str, Any]) -> None:
+    whole = finetune(settings(tmp_path / "whole", **changes))
+    killed = settings(tmp_path / "killed", **changes)
     config = tmp_path / "run.yaml"
     config.write_text(output.config_yaml(killed))
     command = [sys.executable, "-m", "protfold_peft", "finetune", str(config)]
