@@ -41,7 +41,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         help="Hub id or folder of ESMFold weights, such as facebook/esmfold_v1. Without it the built-in model runs: "
-        "small, UNTRAINED, for trying things out only.",
+        "small, for a laptop and short chains; see docs/protfold_mini.md.",
         rich_help_panel="Model",
         show_default="built-in",
     ),

@@ -237,7 +237,7 @@ def test_combine_keeps_a_head_that_all_agree_on(tmp_path):
         (["merge", "base", "nowhere", "out"], "nowhere is not a folder"),
         (["merge", "lorta", "lorta", "out"], "it is an adapter, not a model"),
         (["merge", "./nowhere", "lorta", "out"], "./nowhere does not exist"),
-        (["merge", "protfold-mini", "lorta", "out"], "untrained"),
+        (["merge", "protfold-mini-untrained", "lorta", "out"], "has random weights"),
         (["merge", "llama", "lorta", "out"], "has no module 'esm.encoder"),
         (["merge", "base", "broken", "out"], "not finite"),
     ],

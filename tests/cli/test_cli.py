@@ -50,7 +50,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def mini():
-    return load_model(device="cpu")
+    return load_model("protfold-mini-untrained", device="cpu")
 
 
 @pytest.fixture
