@@ -216,7 +216,7 @@ def model_card(
     )
     command = (
         "--model PATH/TO/THIS/FOLDER" if full else f"--model {base} --adapter PATH/TO/THIS/FOLDER"
-    ) + f" --num-recycles {recycles}"
+    ) + f" --recycles {recycles}"
     source = config.data.folder or config.data.sequences
     return f"""---
 {header}---
