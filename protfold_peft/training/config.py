@@ -65,8 +65,8 @@ class AdapterConfig(_Group):
     Attributes:
         method: The tensor network.
         rank: Of the shared tensor, or of each of its modes.
-        alpha: The update is scaled by `alpha / rank`; None takes `rank`, a scale of 1. Not of tenslora and tera, which
-            have a `scale` among their options.
+        alpha: The update is scaled by `alpha / rank`; None takes `rank`, a scale of 1, or 8 if `init` is `rank_stable`.
+            Not of tenslora and tera, which have a `scale` among their options.
         init: How the factors start.
         options: Further keys of the method's configuration, as `variant` of tenslora or `heads` of tensor_train.
         target_modules: Ends of module paths.

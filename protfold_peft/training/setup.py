@@ -112,7 +112,9 @@ def _adapter_config(config: FinetuneConfig) -> Any:
     face = METHODS[settings.method]
     options: dict[str, Any] = dict(settings.options)
     if "alpha" in {field.name for field in fields(face)}:
-        options |= {"alpha": settings.alpha or float(settings.rank)}
+        # A start that is stable over ranks wants an alpha that does not grow with them: the adapters' own default.
+        default = 8.0 if settings.init == "rank_stable" else float(settings.rank)
+        options |= {"alpha": settings.alpha or default}
     elif settings.alpha is not None:
         raise ConfigError(f"adapter.alpha: {settings.method} has none; set adapter.options.scale instead")
     if clash := sorted({"r", "network", "layout", "target_modules", "dropout", "init"} & set(settings.options)):
