@@ -42,6 +42,8 @@ def quantize_language_model(network: Any, bits: str, compute_dtype: torch.dtype)
             packed = bnb.nn.Linear4bit(
                 layer.in_features, layer.out_features, has_bias, compute_dtype=compute_dtype, quant_type="nf4"
             )
+            # Else the first evaluation on a CPU repacks the weights for good, and no gradient passes them any more.
+            packed.support_avx512bf16_for_cpu = False
             packed.weight = bnb.nn.Params4bit(
                 layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
             )

@@ -219,14 +219,15 @@ class ValidationCallback(TrainerCallback):
         self.best_file = best_file
         self.table = table
         self.latest = latest
-        self.best_score, self.best_step, self.since_best = -math.inf, 0, 0
+        self.best_score, self.best_step, self.since_best, self.last_step = -math.inf, 0, 0, 0
         trainer.watched["validation"] = (self._state, self._take)
 
     def _state(self) -> list[float]:
-        return [self.best_score, self.best_step, self.since_best]
+        return [self.best_score, self.best_step, self.since_best, self.last_step]
 
     def _take(self, state: list[float]) -> None:
-        self.best_score, self.best_step, self.since_best = state[0], int(state[1]), int(state[2])
+        self.best_score = state[0]
+        self.best_step, self.since_best, self.last_step = map(int, state[1:])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -237,6 +238,23 @@ class ValidationCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.every and state.global_step != state.max_steps:
             return
+        # Logging clears the wish to log this step's loss.
+        wish = control.should_log
+        self.evaluate(state)
+        control.should_log = wish
+        if self.patience is not None and self.since_best >= self.patience:
+            LOGGER.info("stopped at step %d: no better since step %d", state.global_step, self.best_step)
+            control.should_training_stop = True
+            control.should_save = self.trainer.config.training.checkpoint_every is not None
+
+    def finish(self, state: TrainerState) -> None:
+        """Evaluate the last step, if that was not done: a run may be resumed at its end."""
+        if self.last_step != state.global_step:
+            self.evaluate(state)
+
+    def evaluate(self, state: TrainerState) -> None:
+        """Judge the model as it is, and keep its weights if they are the best so far."""
+        self.last_step = state.global_step
         with self.trainer.result_in_place():
             scores = self.judge()
             score = scores["lddt_ca"]
@@ -252,14 +270,7 @@ class ValidationCallback(TrainerCallback):
         self.latest.update(defined)
         if state.is_world_process_zero:
             self.table.append(validation_row(state.global_step, scores))
-        # Logging clears the wish to log this step's loss.
-        wish = control.should_log
         self.trainer.log({f"validation/{name}": value for name, value in defined.items()})
-        control.should_log = wish
-        if self.patience is not None and self.since_best >= self.patience:
-            LOGGER.info("stopped at step %d: no better since step %d", state.global_step, self.best_step)
-            control.should_training_stop = True
-            control.should_save = self.trainer.config.training.checkpoint_every is not None
 
 
 def validation_row(step: int, scores: Mapping[str, float | None]) -> dict[str, str]:

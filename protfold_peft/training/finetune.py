@@ -242,6 +242,8 @@ def _train(
         if checkpoint is not None:
             LOGGER.warning("going on from %s", checkpoint)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if validation is not None:
+            validation.finish(trainer.state)
     return validation
 
 

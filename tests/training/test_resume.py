@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from protfold_peft.errors import ConfigError, ProtfoldError
 from protfold_peft.training import checkpoints, finetune, output, weights
+from protfold_peft.training.trainer import StructureTrainer
 
 # Everything random there is: crops, dropout of the language model and of the adapter, recycles, hidden residues.
 RANDOM: dict[str, Any] = {
@@ -140,6 +141,32 @@ def test_a_resumed_run_that_was_done_only_finishes(settings, tmp_path: Path, mon
     assert (result.steps, result.out.exists()) == (4, True)
     fresh = finetune(settings(tmp_path / "fresh", training={"steps": 4, "checkpoint_every": 4}))
     assert result_weights(result.out) == result_weights(fresh.out)
+
+
+def test_a_run_that_is_to_be_shorter_ends_with_its_last_step(settings, tmp_path: Path, monkeypatch) -> None:
+    """With a constant learning rate fewer steps, or more, are no other run; the last one is judged all the same."""
+    training = {"steps": 9, "checkpoint_every": 4, "evaluate_every": 9, "schedule": "constant"}
+    monkeypatch.setattr(StructureTrainer, "training_step", interrupted_at(6))
+    with pytest.raises(KeyboardInterrupt):
+        finetune(settings(tmp_path / "out", training=training))
+    monkeypatch.undo()
+    shorter = finetune(settings(tmp_path / "out", training={**training, "steps": 4}), resume=True)
+    fresh = finetune(settings(tmp_path / "fresh", training={**training, "steps": 4}))
+    assert (shorter.steps, shorter.best_step) == (fresh.steps, fresh.best_step) == (4, 4)
+    assert result_weights(shorter.out) == result_weights(fresh.out)
+    assert (shorter.out / output.VALIDATION).read_text() == (fresh.out / output.VALIDATION).read_text()
+
+
+def interrupted_at(step: int) -> Any:
+    """A `training_step` at which the user presses Ctrl-C."""
+    plain = StructureTrainer.training_step
+
+    def stop(self: StructureTrainer, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if inputs["step"] == step:
+            raise KeyboardInterrupt
+        return plain(self, model, inputs, *args, **kwargs)
+
+    return stop
 
 
 def result_weights(out: Path) -> bytes:
