@@ -44,7 +44,7 @@ def make_config(config: AdapterConfig, task_type: str | None) -> PeftConfig:
         ConfigError: The method is not known, or does not have a key that is given.
     """
     kind, options = _find(config.method)
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    known = {field.name for field in fields(kind)}
     if clash := sorted({"task_type", "target_modules", "modules_to_save"} & set(config.options)):
         raise ConfigError(f"adapter.options.{clash[0]}: it is set elsewhere in the configuration")
     for name in config.options:

@@ -18,7 +18,7 @@ from protfold_peft.language.records import Record, convert
 from protfold_peft.language.task import FactorRates, Samples, Task, batches, make_arguments, token_losses
 from protfold_peft.language.templates import instruction_samples
 
-TextConfig = TypeVar("TextConfig", SftConfig, DpoConfig)
+TextConfig = TypeVar("TextConfig", bound=SftConfig | DpoConfig)
 
 
 def require_trl() -> None:
@@ -144,4 +144,4 @@ class InstructionTuning(TextTask[SftConfig]):
                 losses = token_losses(logits[:, :-1], batch["labels"][:, 1:])
                 total += losses.double().sum().item()
                 count += len(losses)
-        return {"perplexity": math.exp(min(total / count, 700.0)), "loss": total / count, "tokens": count}
+        return {"perplexity": math.exp(min(total / count, 700.0)), "loss": total / count}

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 import string
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from tiny_models import tiny_config
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    EsmConfig,
+    EsmForMaskedLM,
+    EsmTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+from transformers.models.esm.configuration_esm import get_default_vocab_list
+from typer.testing import CliRunner
+
+from protfold_peft.cli.main import app
 
 LETTERS = string.ascii_letters + string.digits + " .,:;!?'()|-"
+ESM_SETTINGS = ("vocab_size", "mask_token_id", "pad_token_id", "hidden_size", "num_hidden_layers")
+ESM_SETTINGS += ("num_attention_heads", "intermediate_size", "hidden_dropout_prob", "attention_probs_dropout_prob")
+ESM_SETTINGS += ("max_position_embeddings", "position_embedding_type", "layer_norm_eps", "token_dropout")
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +85,78 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory, tiny_llama_folder: Path, letters: PreTrainedTokenizerFast) -> Path:
+    """The tiny Llama with its tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("llama")
+    shutil.copytree(tiny_llama_folder, folder, dirs_exist_ok=True)
+    letters.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def roberta(tmp_path_factory: pytest.TempPathFactory, letters: PreTrainedTokenizerFast) -> Path:
+    """A saved random RoBERTa with a masked-LM head, and its tokenizer of letters."""
+    folder = tmp_path_factory.mktemp("roberta")
+    tokenizer = copy.deepcopy(letters)
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        pad_token_id=0,
+        max_position_embeddings=65,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.2,
+    )
+    RobertaForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+def save_esm(folder: Path, **changes: Any) -> Path:
+    """A random ESM-2 with a masked-LM head, of the size of the tiny folding model, and its tokenizer."""
+    torch.manual_seed(0)
+    config = tiny_config()
+    settings = {name: getattr(config, name) for name in ESM_SETTINGS} | {"initializer_range": 0.2} | changes
+    EsmForMaskedLM(EsmConfig(**settings)).save_pretrained(folder)
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(get_default_vocab_list()) + "\n")
+    EsmTokenizer(str(vocabulary)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def esm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved random ESM-2 that the tiny folding model has the same size as."""
+    return save_esm(tmp_path_factory.mktemp("esm"))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], Path]:
+    """A function that writes a file below the test's folder."""
+
+    def make(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return make
+
+
+@pytest.fixture
+def lm(tmp_path: Path) -> Callable[..., Any]:
+    """A function that runs `protfold lm TASK` with a configuration given as a dictionary."""
+
+    def invoke(task: str, config: dict[str, Any], *arguments: object) -> Any:
+        path = tmp_path / f"{task}.yaml"
+        path.write_text(yaml.safe_dump({"task": task, **config}), encoding="utf-8")
+        return CliRunner().invoke(app, ["lm", task, str(path), *(str(argument) for argument in arguments)])
+
+    return invoke
