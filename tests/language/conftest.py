@@ -28,6 +28,7 @@ from transformers.models.esm.configuration_esm import get_default_vocab_list
 from typer.testing import CliRunner
 
 from protfold_peft.cli.main import app
+from protfold_peft.runtime import LOGGER
 
 LETTERS = string.ascii_letters + string.digits + " .,:;!?'()|-"
 ESM_SETTINGS = ("vocab_size", "mask_token_id", "pad_token_id", "hidden_size", "num_hidden_layers")
@@ -157,6 +158,10 @@ def lm(tmp_path: Path) -> Callable[..., Any]:
     def invoke(task: str, config: dict[str, Any], *arguments: object) -> Any:
         path = tmp_path / f"{task}.yaml"
         path.write_text(yaml.safe_dump({"task": task, **config}), encoding="utf-8")
-        return CliRunner().invoke(app, ["lm", task, str(path), *(str(argument) for argument in arguments)])
+        try:
+            return CliRunner().invoke(app, ["lm", task, str(path), *(str(argument) for argument in arguments)])
+        finally:
+            # The log went to a screen that is no longer there.
+            LOGGER.handlers.clear()
 
     return invoke
