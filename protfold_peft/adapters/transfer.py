@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def load_fitting_adapter(
         if isinstance(config, TensorAdapterConfig):
             _check_sizes(folder, (config.layout or {}).get("base") or {}, base_identity(model))
     try:
-        adapted = load_adapter(model, folder, adapter_name=adapter_name, is_trainable=is_trainable)
+        with warnings.catch_warnings():
+            # That is an error here.
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            adapted = load_adapter(model, folder, adapter_name=adapter_name, is_trainable=is_trainable)
     except (RuntimeError, ValueError) as error:
         # Of PEFT's own methods: a tensor of another shape, or a target module that is not there.
         raise CheckpointError(

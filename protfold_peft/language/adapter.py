@@ -18,6 +18,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
 from protfold_peft.adapters import METHODS, TensorAdapterModel, adapter_param_groups
+from protfold_peft.adapters.architectures import architecture_of
 from protfold_peft.adapters.transfer import load_fitting_adapter
 from protfold_peft.errors import ConfigError, ProtfoldError
 from protfold_peft.language.config import AdapterConfig, TrainingConfig
@@ -37,8 +38,14 @@ def method_names() -> list[str]:
     return list(dict.fromkeys([*METHODS, *_VARIANTS, *sorted(own - {*METHODS}), FULL]))
 
 
-def make_config(config: AdapterConfig, task_type: str | None) -> PeftConfig:
+def make_config(config: AdapterConfig, task_type: str | None, model: nn.Module | None = None) -> PeftConfig:
     """The PEFT configuration of a method.
+
+    Args:
+        config: What to make.
+        task_type: PEFT's name of the task.
+        model: Whose attention projections are the targets where none are given: of PEFT's own methods too, which know
+            fewer models, and of some of those other modules.
 
     Raises:
         ConfigError: The method is not known, or does not have a key that is given.
@@ -72,6 +79,9 @@ def make_config(config: AdapterConfig, task_type: str | None) -> PeftConfig:
         value = getattr(config, name)
         if value is not None:
             _put(options, known, name, value, (name,), config.method)
+    architecture = architecture_of(model) if kind not in METHODS.values() else None
+    if architecture is not None and config.target_modules is None and "target_modules" in known:
+        options["target_modules"] = list(architecture.default_targets)
     try:
         return kind(**options)
     except ProtfoldError:
@@ -118,7 +128,7 @@ def add_adapter(model: nn.Module, config: AdapterConfig, task_type: str | None) 
         return load_fitting_adapter(model, config.start, is_trainable=True)
     if config.method == FULL:
         return model.requires_grad_(True)
-    settings = make_config(config, task_type)
+    settings = make_config(config, task_type, model)
     try:
         return get_peft_model(model, settings)
     except ProtfoldError:

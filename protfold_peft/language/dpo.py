@@ -53,7 +53,7 @@ class PreferenceOptimization(TextTask[DpoConfig]):
         elif adapter.method == FULL:
             model.requires_grad_(True)
         else:
-            peft_config = make_config(adapter, self.task_type)
+            peft_config = make_config(adapter, self.task_type, model)
         options = {
             "beta": training.beta,
             "loss_type": [training.loss],

@@ -12,28 +12,21 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_models import tiny_config
+from tiny_models import save_tiny_esm
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
-    EsmConfig,
-    EsmForMaskedLM,
-    EsmTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
 )
-from transformers.models.esm.configuration_esm import get_default_vocab_list
 from typer.testing import CliRunner
 
 from protfold_peft.cli.main import app
 from protfold_peft.runtime import LOGGER
 
 LETTERS = string.ascii_letters + string.digits + " .,:;!?'()|-"
-ESM_SETTINGS = ("vocab_size", "mask_token_id", "pad_token_id", "hidden_size", "num_hidden_layers")
-ESM_SETTINGS += ("num_attention_heads", "intermediate_size", "hidden_dropout_prob", "attention_probs_dropout_prob")
-ESM_SETTINGS += ("max_position_embeddings", "position_embedding_type", "layer_norm_eps", "token_dropout")
 
 
 @pytest.fixture(scope="session")
@@ -121,22 +114,10 @@ def roberta(tmp_path_factory: pytest.TempPathFactory, letters: PreTrainedTokeniz
     return folder
 
 
-def save_esm(folder: Path, **changes: Any) -> Path:
-    """A random ESM-2 with a masked-LM head, of the size of the tiny folding model, and its tokenizer."""
-    torch.manual_seed(0)
-    config = tiny_config()
-    settings = {name: getattr(config, name) for name in ESM_SETTINGS} | {"initializer_range": 0.2} | changes
-    EsmForMaskedLM(EsmConfig(**settings)).save_pretrained(folder)
-    vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join(get_default_vocab_list()) + "\n")
-    EsmTokenizer(str(vocabulary)).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def esm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved random ESM-2 that the tiny folding model has the same size as."""
-    return save_esm(tmp_path_factory.mktemp("esm"))
+    return save_tiny_esm(tmp_path_factory.mktemp("esm"))
 
 
 @pytest.fixture

@@ -200,10 +200,12 @@ def test_a_resumed_run_ends_as_a_whole_one(settings, lm, tmp_path, monkeypatch, 
     assert losses[0] == losses[1]
 
 
-def test_the_best_checkpoint_is_kept(settings):
-    """The learning rate is so high that the last model is not the best one."""
-    training = {"steps": 16, "eval_every": 2, "learning_rate": 1.0, "schedule": "constant"}
-    found = language.run(configured("sft", settings("sft", method="lora", training=training)))
+def test_the_best_checkpoint_is_kept(settings, write):
+    """What is learnt soon does not help with another text."""
+    training = {"steps": 16, "eval_every": 2, "learning_rate": 0.6, "schedule": "constant"}
+    other = write("other.txt", "QQQ||ZZZZ\nWWW||XXXX\n")
+    config = settings("sft", data={"validation": str(other)}, training=training)
+    found = language.run(configured("sft", config))
     with (found.out / "metrics.csv").open() as file:
         scores = {int(row["step"]): float(row["validation"]) for row in csv.DictReader(file) if row["validation"]}
     best = min(scores, key=scores.get)
