@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -191,6 +192,8 @@ def _run(
         if out is not None:
             settings = settings.model_copy(update={"out": str(out)})
         result = language.run(settings, overwrite=overwrite, resume=resume)
+        if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks
+            return
         best = "" if result.best_step is None else f", best at {result.best_step:,}"
         typer.echo(
             f"{result.method}: {result.trainable_parameters:,} trained parameters ({result.head_parameters:,} in a "
@@ -216,5 +219,9 @@ def _print_scores(
 
 
 def _quieten() -> None:
-    """Before the libraries are imported; `language.models.quieten` does the rest."""
+    """Libraries that announce what they do; what a user should know is printed by the commands."""
+    # This one speaks while it is imported.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from protfold_peft.language.models import quieten
+
+    quieten()

@@ -195,7 +195,7 @@ def _local_config(folder: Path) -> dict[str, Any]:
 
 
 def _with_adapter(network: EsmFold, folder: Path) -> tuple[Any, str]:
-    from protfold_peft.adapters.transfer import load_fitting_adapter
+    from protfold_peft.adapters import load_fitting_adapter
 
     try:
         adapted = load_fitting_adapter(network, folder)

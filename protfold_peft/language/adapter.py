@@ -17,9 +17,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
-from protfold_peft.adapters import METHODS, TensorAdapterModel, adapter_param_groups
+from protfold_peft.adapters import METHODS, TensorAdapterModel, adapter_param_groups, load_fitting_adapter
 from protfold_peft.adapters.architectures import architecture_of
-from protfold_peft.adapters.transfer import load_fitting_adapter
 from protfold_peft.errors import ConfigError, ProtfoldError
 from protfold_peft.language.config import AdapterConfig, TrainingConfig
 

@@ -167,8 +167,10 @@ class Classification(Task[ClassifyConfig]):
 
 
 def check_classify(config: ClassifyConfig) -> None:
-    """Raises:
-    ConfigError: Keys that contradict each other.
+    """Refuse keys that contradict each other.
+
+    Raises:
+        ConfigError: A key that the GLUE task sets, or a range that is none.
     """
     data = config.data
     if data.glue and (given := sorted({"problem", "text", "text_pair", "label", "labels"} & data.model_fields_set)):

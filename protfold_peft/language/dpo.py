@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from protfold_peft.adapters.transfer import load_fitting_adapter
+from protfold_peft.adapters import load_fitting_adapter
 from protfold_peft.language.adapter import FULL, make_config, without_adapter
 from protfold_peft.language.config import DpoConfig
 from protfold_peft.language.records import Record, convert
@@ -29,8 +29,7 @@ class PreferenceOptimization(TextTask[DpoConfig]):
         made = convert(records, lambda record: preference_sample(record, chat=self.chat))
         kept, origin = [], []
         for record, sample in zip(records, made, strict=True):
-            length = max(self.n_tokens(sample["prompt"], sample[name]) for name in ("chosen", "rejected"))
-            if self.fits(record, length):
+            if self.usable(record, sample["prompt"], sample["chosen"], sample["rejected"]):
                 kept.append(sample)
                 origin.append(record)
         return self.dataset(kept, origin or records)

@@ -13,7 +13,7 @@ from protfold_peft.errors import ConfigError
 from protfold_peft.language import output
 from protfold_peft.language.adapter import FULL
 from protfold_peft.language.config import CONFIGS, RunConfig
-from protfold_peft.language.models import device_of, load_tokenizer, quieten
+from protfold_peft.language.models import device_of, load_tokenizer
 from protfold_peft.language.read_config import check, read_yaml
 from protfold_peft.language.run import defined, held_out_records, make_task
 from protfold_peft.language.task import trainer_arguments
@@ -86,7 +86,6 @@ def evaluate(
         DataError: A record cannot be used.
         CheckpointError: Model or adapter cannot be loaded.
     """
-    quieten()
     folder = Path(folder)
     config, results = read_run(folder)
     full = config.adapter.method == FULL and config.adapter.start is None

@@ -75,9 +75,8 @@ def load_model(config: ModelConfig, auto_class: Any, device: torch.device, **opt
 
 def _has_no_weights(name: str) -> bool:
     folder = Path(name)
-    return (folder / "config.json").is_file() and not any(
-        folder.glob(pattern) for pattern in ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt")
-    )
+    weights = (file for pattern in ("*.safetensors", "*.index.json", "*.bin", "*.pt") for file in folder.glob(pattern))
+    return (folder / "config.json").is_file() and not any(weights)
 
 
 def _quantization(kind: str) -> Any:
@@ -119,8 +118,8 @@ def longest_input(model: nn.Module, tokenizer: Any) -> int | None:
     if positions and getattr(config, "position_embedding_type", None) != "rotary":
         # Models of RoBERTa's kind count positions from behind the padding token's id.
         table = next((each for name, each in model.named_modules() if name.endswith("position_embeddings")), None)
-        offset = (getattr(table, "padding_idx", None) or -1) + 1
-        limits.append(positions - offset)
+        padding = getattr(table, "padding_idx", None)
+        limits.append(positions if padding is None else positions - padding - 1)
     return min(limits, default=None)
 
 

@@ -66,7 +66,8 @@ def check(kind: type[Config], data: Mapping[str, Any], places: Mapping[Key, str]
         return kind.model_validate(data)
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
-        first = mistakes[0]
+        # What stands there and is wrong comes before what is missing, which may follow from it.
+        first = next((mistake for mistake in mistakes if mistake["type"] != "missing"), mistakes[0])
         key = tuple(str(part) for part in first["loc"])
         place = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), source)
         more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from protfold_peft.language.classify import Classification, check_classify
 from protfold_peft.language.config import ClassifyConfig, RunConfig
 from protfold_peft.language.dpo import PreferenceOptimization
 from protfold_peft.language.mlm import MaskedModelling
-from protfold_peft.language.models import device_of, load_tokenizer, quieten
+from protfold_peft.language.models import device_of, load_tokenizer
 from protfold_peft.language.records import Record
 from protfold_peft.language.sft import InstructionTuning
 from protfold_peft.language.task import Task, split_off, trainer_arguments
@@ -120,7 +121,6 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> 
     start = time.monotonic()
     if config.out is None:
         raise ConfigError("no output folder: give --out, or the key 'out' in the configuration")
-    quieten()
     device = device_of(config.model)
     out = Path(config.out)
     output.check_free(out, overwrite=overwrite)
@@ -135,7 +135,7 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> 
     model = task.load_model(device)
     task.check_length(model)
 
-    working, checkpoint = _working_folder(out, resume)
+    working, checkpoint = _working_folder(out, resume=resume, cpu=device.type == "cpu")
     metric = (task.metric, task.greater_is_better)
     arguments = trainer_arguments(
         config, device, working, task.size(train), validated=validation is not None, metric=metric
@@ -203,11 +203,13 @@ def held_out_records(task: Task[Any]) -> list[Record] | None:
     return split_off(task.read(train), fraction, task.config.training.seed)[1]
 
 
-def _working_folder(out: Path, resume: bool) -> tuple[Path, str | None]:
+def _working_folder(out: Path, *, resume: bool, cpu: bool) -> tuple[Path, str | None]:
     """On several processes the first one makes it, before any other looks."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return output.make_working_folder(out, resume=resume)
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=cpu)
     if state.is_main_process or resume:
         found = output.make_working_folder(out, resume=resume)
     else:

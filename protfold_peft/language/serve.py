@@ -17,12 +17,11 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
-from protfold_peft.adapters import TensorPeftType, collapsed
-from protfold_peft.adapters.transfer import load_fitting_adapter
+from protfold_peft.adapters import TensorPeftType, collapsed, load_fitting_adapter
 from protfold_peft.errors import CheckpointError, ConfigError, DataError
 from protfold_peft.files import write_text
 from protfold_peft.language.config import ModelConfig
-from protfold_peft.language.models import device_of, load_model, load_tokenizer, longest_input, quieten
+from protfold_peft.language.models import device_of, load_model, load_tokenizer, longest_input
 from protfold_peft.language.records import Record
 from protfold_peft.language.templates import alpaca_prompt
 from protfold_peft.runtime import progress_bar
@@ -91,7 +90,6 @@ def serve_batch(
         CheckpointError: The model, or an adapter, cannot be loaded, or does not fit.
         ConfigError: The adapters cannot share a batch.
     """
-    quieten()
     settings = ModelConfig(name=model, device=device, dtype=dtype)
     tokenizer = load_tokenizer(settings, padding_side="left")
     found = list(_read(Path(requests), tokenizer, max_new_tokens))

@@ -22,8 +22,10 @@ TextConfig = TypeVar("TextConfig", bound=SftConfig | DpoConfig)
 
 
 def require_trl() -> None:
-    """Raises:
-    ConfigError: TRL is not installed.
+    """Refuse to go on without TRL.
+
+    Raises:
+        ConfigError: It is not installed.
     """
     try:
         import trl  # noqa: F401
@@ -49,6 +51,22 @@ class TextTask(Task[TextConfig]):
                 self.tokenizer.apply_chat_template(prompt + answer, tokenize=True, return_dict=True)["input_ids"]
             )
         return len(self.tokenizer(prompt + answer).input_ids) + 1
+
+    def usable(self, record: Record, prompt: Any, *answers: Any) -> bool:
+        """Whether a sample is used: it is short enough, or can be truncated so that something of its answers is left.
+
+        Raises:
+            DataError: `data.too_long` is error, and it is too long.
+        """
+        limit = self.config.data.max_length
+        length = max(self.n_tokens(prompt, answer) for answer in answers)
+        if not self.fits(record, length):
+            return False
+        # An answer of nothing: TRL would drop the sample in silence.
+        if length > limit and self.n_tokens(prompt, [] if isinstance(prompt, list) else "") > limit:
+            self.skipped.append(f"{record.place}: the prompt alone fills data.max_length={limit}")
+            return False
+        return True
 
     def dataset(self, samples: Sequence[dict[str, Any]], records: Sequence[Record]) -> Samples:
         """The samples as TRL takes them.
@@ -106,8 +124,7 @@ class InstructionTuning(TextTask[SftConfig]):
         kept, origin = [], []
         for record, found in zip(records, made, strict=True):
             for sample in found:
-                length = self.n_tokens(sample.get("prompt", ""), sample.get("completion", sample.get("text")))
-                if self.fits(record, length):
+                if self.usable(record, sample.get("prompt", ""), sample.get("completion", sample.get("text"))):
                     kept.append(sample)
                     origin.append(record)
         return self.dataset(kept, origin or records)

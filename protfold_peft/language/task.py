@@ -117,8 +117,10 @@ class Task(ABC, Generic[Config]):
         return {}
 
     def check_length(self, model: Any) -> None:
-        """Raises:
-        ConfigError: `data.max_length` is more than the model takes.
+        """Refuse a length that the model does not take.
+
+        Raises:
+            ConfigError: `data.max_length` is more.
         """
         limit = longest_input(model, self.tokenizer)
         if limit is not None and self.config.data.max_length > limit:

@@ -110,3 +110,20 @@ def test_a_pickle_is_never_opened(tmp_path):
 def test_names_of_hub_data_are_checked():
     with pytest.raises(DataError, match=r"hub:glue:cola:train: write it as hub:OWNER/NAME"):
         read_records("hub:glue:cola:train")
+
+
+def test_data_of_the_hub_come_by_name_configuration_and_split(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(name, config, *, split):
+        asked.append((name, config, split))
+        return ROWS
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = read_records("hub:nyu-mll/glue:sst2:validation", wanted=("sentence", "label"), limit=1)
+    assert [(record["label"], record.place) for record in found] == [(1, "hub:nyu-mll/glue:sst2:validation, row 1")]
+    read_records("hub:a/b")
+    read_records("hub:a/b:test")
+    assert asked == [("nyu-mll/glue", "sst2", "validation"), ("a/b", None, "train"), ("a/b", None, "test")]

@@ -6,6 +6,8 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,12 +21,14 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    RobertaModel,
 )
 
 from protfold_peft import language
-from protfold_peft.adapters import METHODS
+from protfold_peft.adapters import METHODS, DeadAdapterError
 from protfold_peft.language.config import CONFIGS
 from protfold_peft.language.read_config import check
+from protfold_peft.language.sft import InstructionTuning
 
 # Large enough that a few steps are seen.
 RATES = {"lorta": 0.1, "lotr": 0.01, "tenslora": 0.03, "tera": 0.3, "tensor_train": 0.03, "lora": 0.03}
@@ -134,6 +138,34 @@ def test_the_perplexity_is_that_of_the_answers_alone(settings, llama):
         surprises += [-log_p[i - 1, tokens[0, i]].item() for i in range(len(start), tokens.shape[1])]
     assert found.base["loss"] == pytest.approx(np.mean(surprises), abs=1e-5)
     assert found.base["perplexity"] == pytest.approx(math.exp(np.mean(surprises)), rel=1e-5)
+
+
+def test_a_chat_template_writes_prompts_and_the_loss_counts_answers_alone(settings, write, llama):
+    """Both answers of a conversation are learnt; what the loss counts is read off the labels."""
+    template = write(
+        "chat.jinja",
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}. {% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+    )
+    roles = ("user", "assistant", "user", "assistant")
+    messages = [{"role": role, "content": text} for role, text in zip(roles, ("Hi", "Yo", "So", "No"), strict=True)]
+    path = write("chat.jsonl", json.dumps({"messages": messages}) + "\n")
+    config = settings("sft", training={"steps": 1})
+    config["data"] |= {"train": str(path), "validation": None, "separator": None, "chat_template": str(template)}
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    task = InstructionTuning(configured("sft", config), tokenizer)
+    samples = task.samples(task.read(str(path)), training=True)
+    arguments = {"output_dir": config["out"], "use_cpu": True, "bf16": False, "report_to": "none"}
+    trainer = task.trainer(AutoModelForCausalLM.from_pretrained(llama), arguments, samples, None)
+    found = [
+        (tokenizer.decode(row["input_ids"]), tokenizer.decode([token for token in row["labels"] if token != -100]))
+        for row in trainer.train_dataset
+    ]
+    squeezed = [tuple(text.replace(" ", "") for text in pair) for pair in found]
+    assert squeezed == [
+        ("user:Hi.assistant:Yo.", "Yo."),
+        ("user:Hi.assistant:Yo.user:So.assistant:No.", "No."),
+    ]
 
 
 def test_the_reference_of_preferences_is_the_base_model(settings, llama, tmp_path):
@@ -325,6 +357,38 @@ def test_too_long_samples_are_truncated_or_skipped(settings, write, tmp_path):
     assert "line 2: 99 tokens" in found.skipped[0]
 
 
+def test_a_loss_that_is_not_finite_ends_the_run(settings, lm, tmp_path):
+    config = settings("sft", training={"steps": 40, "learning_rate": 1e4, "schedule": "constant", "keep_best": False})
+    result = lm("sft", config)
+    assert result.exit_code == 2
+    assert "the loss is not finite by step" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_the_loss_does_not_reach_is_named(settings, monkeypatch):
+    """The encoder's output is cut off the head, as stock ESMFold does with its language model."""
+    for method in ("lorta", "peft_lora"):
+        with monkeypatch.context() as patch:
+            forward = RobertaModel.forward
+
+            def detached(self, *args, forward=forward, **kwargs):
+                output = forward(self, *args, **kwargs)
+                output.last_hidden_state = output.last_hidden_state.detach()
+                return output
+
+            patch.setattr(RobertaModel, "forward", detached)
+            with pytest.raises(DeadAdapterError, match=r"no gradient reaches 8.*adapted modules \(.*layer\.0"):
+                language.run(configured("classify", settings("classify", method=method)))
+
+
+def test_a_prompt_that_fills_the_length_is_told(settings, write):
+    config = settings("sft", data={"too_long": "truncate", "max_length": 20}, training={"steps": 1})
+    write(NAMES["sft"], "1 + 1 = ||2\n" + "1 + " * 9 + "= ||9\n" + "2 = ||" + "2" * 40 + "\n")
+    found = language.run(configured("sft", config))
+    assert found.train_records == 2
+    assert found.skipped[0].endswith("tables.txt, line 2: the prompt alone fills data.max_length=20")
+
+
 def test_results_are_not_replaced_unasked(settings, lm, tmp_path):
     config = settings("sft", training={"steps": 1})
     assert lm("sft", config).exit_code == 0
@@ -337,3 +401,20 @@ def test_results_are_not_replaced_unasked(settings, lm, tmp_path):
     resumed = lm("sft", config, "--overwrite", "--resume")
     assert resumed.exit_code == 2
     assert "no checkpoint to resume from" in resumed.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["sft", "mlm"])
+def test_two_processes_train_as_one(settings, lm, tmp_path, task):
+    # Eight samples: a last batch that is not full would be divided in another way.
+    training = {"steps": 6, "max_grad_norm": 0, "keep_best": False}
+    config = settings(task, method="lotr", data={"limit": 8}, training=training)
+    assert lm(task, config, "--out", tmp_path / "one").exit_code == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    command += ["-m", "protfold_peft.cli.main", "lm", task, str(tmp_path / f"{task}.yaml"), "--out"]
+    done = subprocess.run([*command, str(tmp_path / "two")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("adapter in") == 1
+    one, two = adapter_of(tmp_path / "one"), adapter_of(tmp_path / "two")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)

@@ -106,13 +106,13 @@ def test_adapters_that_cannot_share_a_model_are_named(llama, adapters, serve, tm
     lora = get_peft_model(AutoModelForCausalLM.from_pretrained(llama), LoraConfig(target_modules=["q_proj"]))
     lora.save_pretrained(tmp_path / "plain")
     requests = [{"prompt": "a", "adapter": str(tmp_path / "plain")}, {"prompt": "a", "adapter": str(adapters["lorta"])}]
-    result, answers = serve(requests)
+    result, answers = serve(requests, "--max-new-tokens", 4)
     assert result.exit_code == 2
     assert "cannot share a model" in result.stderr
     assert not answers
-    result, answers = serve(requests[:1])
+    result, answers = serve(requests[:1], "--max-new-tokens", 4)
     assert (result.exit_code, len(answers)) == (0, 1)
-    result, _ = serve([{"prompt": "a", "adapter": "gone"}])
+    result, _ = serve([{"prompt": "a", "adapter": "gone"}], "--max-new-tokens", 4)
     assert "adapter 'gone' is not the folder of an adapter" in result.stderr
 
 
