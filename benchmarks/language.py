@@ -260,8 +260,8 @@ def esm(data: Path, scratch: Path, options: argparse.Namespace) -> Iterator[dict
 
     with (data / "structures/manifest.tsv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    for name, wanted in (("pretrain", ("pretrain", "")), ("train", ("family", "train")), ("test", ("family", "test"))):
-        chains = [row for row in rows if row["role"] == wanted[0] and wanted[1] in ("", row["part"])]
+    for name, role, part in (("pretrain", "pretrain", ""), ("train", "family", "train"), ("test", "family", "test")):
+        chains = [row for row in rows if row["role"] == role and part in ("", row["part"])]
         text = "".join(f">{row['name']}\n{row['sequence'].replace('-', '')}\n" for row in chains if row["sequence"])
         (scratch / f"{name}.fasta").write_text(text)
     folder = scratch / "untrained_esm"

@@ -17,7 +17,7 @@ from protfold_peft.language.models import device_of, load_tokenizer
 from protfold_peft.language.read_config import check, read_yaml
 from protfold_peft.language.run import defined, held_out_records, make_task
 from protfold_peft.language.task import trainer_arguments
-from protfold_peft.runtime import LOGGER, seed_everything
+from protfold_peft.runtime import seed_everything
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,7 @@ def evaluate(
     if records is None:
         raise ConfigError(f"{folder}: the run has no validation records; name files to score with --data")
     samples = task.samples(records, training=False)
-    for line in task.skipped:
-        LOGGER.warning("skipped: %s", line)
+    task.tell_skipped()
     target = device_of(config.model)
     base_model = task.load_model(target)
     with tempfile.TemporaryDirectory() as scratch:

@@ -31,7 +31,7 @@ from protfold_peft.language.models import device_of, load_tokenizer
 from protfold_peft.language.records import Record
 from protfold_peft.language.sft import InstructionTuning
 from protfold_peft.language.task import Task, split_off, trainer_arguments
-from protfold_peft.runtime import LOGGER, progress_bar, seed_everything
+from protfold_peft.runtime import progress_bar, seed_everything
 from protfold_peft.version import __version__
 
 TASKS: dict[str, type[Task[Any]]] = {
@@ -130,8 +130,7 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> 
     seed_everything(seed)
     task = make_task(config, load_tokenizer(config.model))
     train, validation = _samples(task, seed)
-    for line in task.skipped:
-        LOGGER.warning("skipped: %s", line)
+    task.tell_skipped()
     model = task.load_model(device)
     task.check_length(model)
 

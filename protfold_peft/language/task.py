@@ -18,6 +18,10 @@ from protfold_peft.language.adapter import param_groups
 from protfold_peft.language.config import RunConfig, TrainingConfig
 from protfold_peft.language.models import is_bf16, load_model, longest_input
 from protfold_peft.language.records import Record, read_records
+from protfold_peft.runtime import LOGGER
+
+# Lines about single records that go to the screen.
+_MAX_SCREEN_LINES = 20
 
 Config = TypeVar("Config", bound=RunConfig)
 Samples = Any  # a list or a data set, as the task's Trainer takes it
@@ -127,6 +131,13 @@ class Task(ABC, Generic[Config]):
             raise ConfigError(
                 f"data.max_length={self.config.data.max_length}: {self.config.model.name} takes {limit} tokens at most"
             )
+
+    def tell_skipped(self) -> None:
+        """Name the records that are left out: the first ones on the screen, and how many more there are."""
+        for line in self.skipped[:_MAX_SCREEN_LINES]:
+            LOGGER.warning("skipped: %s", line)
+        if len(self.skipped) > _MAX_SCREEN_LINES:
+            LOGGER.warning("skipped: %d more records for such reasons", len(self.skipped) - _MAX_SCREEN_LINES)
 
     def fits(self, record: Record, length: int) -> bool:
         """Whether a sample of `length` tokens is used; one that is too long may be truncated, skipped or refused.
