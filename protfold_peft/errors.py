@@ -29,3 +29,7 @@ class ConfigError(ProtfoldError):
 
 class NonFiniteError(ProtfoldError):
     """A model whose output holds NaN or infinity."""
+
+
+class DataError(ProtfoldError):
+    """A table, text or record that cannot be used; the message names file and line."""

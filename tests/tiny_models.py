@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EsmConfig
+from transformers import EsmConfig, EsmForMaskedLM, EsmTokenizer
 from transformers.models.esm.configuration_esm import get_default_vocab_list
+
+# What the language model of a folding model's configuration is made of.
+ESM_SETTINGS = ("vocab_size", "mask_token_id", "pad_token_id", "hidden_size", "num_hidden_layers")
+ESM_SETTINGS += ("num_attention_heads", "intermediate_size", "hidden_dropout_prob", "attention_probs_dropout_prob")
+ESM_SETTINGS += ("max_position_embeddings", "position_embedding_type", "layer_norm_eps", "token_dropout")
 
 
 def tiny_config(**changes: Any) -> EsmConfig:
@@ -55,3 +61,15 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator).to(parameter)
             parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else parameter + 0.1 * noise)
+
+
+def save_tiny_esm(folder: Path, **changes: Any) -> Path:
+    """A random ESM-2 with a masked-LM head, of the size of the tiny folding model, and its tokenizer."""
+    torch.manual_seed(0)
+    config = tiny_config()
+    settings = {name: getattr(config, name) for name in ESM_SETTINGS} | {"initializer_range": 0.2} | changes
+    EsmForMaskedLM(EsmConfig(**settings)).save_pretrained(folder)
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(get_default_vocab_list()) + "\n")
+    EsmTokenizer(str(vocabulary)).save_pretrained(folder)
+    return folder

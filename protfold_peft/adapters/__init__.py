@@ -20,6 +20,7 @@ from protfold_peft.adapters.model import TensorAdapterModel
 from protfold_peft.adapters.optimization import DeadAdapterCallback, adapter_param_groups
 from protfold_peft.adapters.register import register
 from protfold_peft.adapters.sites import HeadSplit, Site
+from protfold_peft.adapters.transfer import load_fitting_adapter
 
 __all__ = [
     "METHODS",
@@ -48,6 +49,7 @@ __all__ = [
     "collapsed",
     "describe_adapters",
     "load_adapter",
+    "load_fitting_adapter",
     "register",
     "register_network",
 ]

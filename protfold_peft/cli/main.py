@@ -14,6 +14,7 @@ from protfold_peft.cli.common import error_boundary
 from protfold_peft.cli.convert import convert
 from protfold_peft.cli.evaluate import evaluate
 from protfold_peft.cli.finetune import finetune
+from protfold_peft.cli.lm import lm
 from protfold_peft.cli.predict import predict
 from protfold_peft.cli.prepare import prepare
 from protfold_peft.version import __version__
@@ -30,6 +31,7 @@ app = typer.Typer(
 for command in (predict, prepare, finetune, convert, evaluate):
     app.command()(command)
 app.add_typer(adapter)
+app.add_typer(lm)
 
 
 def _print_version(wanted: bool) -> None:

@@ -209,10 +209,10 @@ def _local_config(folder: Path) -> dict[str, Any]:
 
 
 def _with_adapter(network: EsmFold, folder: Path) -> tuple[Any, str]:
-    from protfold_peft.adapters import load_adapter
+    from protfold_peft.adapters import load_fitting_adapter
 
     try:
-        adapted = load_adapter(network, folder)
+        adapted = load_fitting_adapter(network, folder)
     except ProtfoldError:
         raise
     except Exception as error:  # PEFT's own methods raise many kinds

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 import string
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from tiny_models import save_tiny_esm
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+from typer.testing import CliRunner
+
+from protfold_peft.cli.main import app
+from protfold_peft.runtime import LOGGER
 
 LETTERS = string.ascii_letters + string.digits + " .,:;!?'()|-"
 
@@ -63,3 +79,70 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory, tiny_llama_folder: Path, letters: PreTrainedTokenizerFast) -> Path:
+    """The tiny Llama with its tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("llama")
+    shutil.copytree(tiny_llama_folder, folder, dirs_exist_ok=True)
+    letters.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def roberta(tmp_path_factory: pytest.TempPathFactory, letters: PreTrainedTokenizerFast) -> Path:
+    """A saved random RoBERTa with a masked-LM head, and its tokenizer of letters."""
+    folder = tmp_path_factory.mktemp("roberta")
+    tokenizer = copy.deepcopy(letters)
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        pad_token_id=0,
+        max_position_embeddings=65,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.2,
+    )
+    RobertaForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def esm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved random ESM-2 that the tiny folding model has the same size as."""
+    return save_tiny_esm(tmp_path_factory.mktemp("esm"))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], Path]:
+    """A function that writes a file below the test's folder."""
+
+    def make(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return make
+
+
+@pytest.fixture
+def lm(tmp_path: Path) -> Callable[..., Any]:
+    """A function that runs `protfold lm TASK` with a configuration given as a dictionary."""
+
+    def invoke(task: str, config: dict[str, Any], *arguments: object) -> Any:
+        path = tmp_path / f"{task}.yaml"
+        path.write_text(yaml.safe_dump({"task": task, **config}), encoding="utf-8")
+        try:
+            return CliRunner().invoke(app, ["lm", task, str(path), *(str(argument) for argument in arguments)])
+        finally:
+            # The log went to a screen that is no longer there.
+            LOGGER.handlers.clear()
+
+    return invoke

@@ -1,0 +1,227 @@
+"""`protfold lm`: language-model tasks on the same adapters."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from protfold_peft.cli.common import SOME_FAILED, DebugOption, DeviceOption, VerboseOption, error_boundary
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+lm = typer.Typer(
+    name="lm",
+    help="Language models: classification, instruction tuning, preferences, masked modelling.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what, and how.")]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Keys to change, e.g. training.steps=200 model.name=DIR."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder of the adapter; instead of the configuration's 'out'.")
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the results in that folder.", rich_help_panel="Output")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run for that folder.")
+]
+
+
+@lm.command()
+def classify(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    verbose: VerboseOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train an adapter and a head to classify texts, or to give them a value: GLUE tasks by name, or own files."""
+    _run("classify", config, overrides, out, overwrite=overwrite, resume=resume, verbose=verbose, debug=debug)
+
+
+@lm.command()
+def sft(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    verbose: VerboseOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train an adapter on instructions and their answers, or on plain texts."""
+    _run("sft", config, overrides, out, overwrite=overwrite, resume=resume, verbose=verbose, debug=debug)
+
+
+@lm.command()
+def dpo(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    verbose: VerboseOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train an adapter on pairs of a chosen and a rejected answer; the base model is the reference."""
+    _run("dpo", config, overrides, out, overwrite=overwrite, resume=resume, verbose=verbose, debug=debug)
+
+
+@lm.command()
+def mlm(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    resume: ResumeOption = False,
+    verbose: VerboseOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train an adapter by masked modelling: of ESM-2 or ESM C on own FASTA, or of a text encoder.
+
+    An adapter of an ESM-2 can be loaded into the ESMFold around the same ESM-2: `protfold predict --adapter`.
+    """
+    _run("mlm", config, overrides, out, overwrite=overwrite, resume=resume, verbose=verbose, debug=debug)
+
+
+@lm.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Records to score, in the run's form; may be repeated.", show_default="its validation records"
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Where the base model is now.", show_default="the run's")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Score only the first N records of each file.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the scores as JSON.", rich_help_panel="Output")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or mps.", show_default="the run's", rich_help_panel="Running")
+    ] = None,
+    verbose: VerboseOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Score a run with and without its adapter: perplexity, accuracy or preference accuracy, as its task has it."""
+    with error_boundary(debug=debug):
+        _quieten()
+        import json as json_module
+        from dataclasses import asdict
+
+        from protfold_peft import language
+        from protfold_peft.files import write_text
+        from protfold_peft.runtime import configure_logging
+
+        configure_logging(verbose=verbose)
+        found = language.evaluate(run, data or None, model=model, device=device, limit=limit)
+        typer.echo(f"{found.task} on {found.records:,} samples")
+        _print_scores(found.base, found.adapted, found.majority)
+        if json is not None:
+            write_text(json, json_module.dumps(asdict(found), indent=2, allow_nan=False) + "\n")
+
+
+@lm.command(name="serve-batch")
+def serve_batch(
+    requests: Annotated[Path, typer.Argument(metavar="REQUESTS.jsonl", help="One request a line; see docs.")],
+    model: Annotated[str, typer.Option(help="Hub id or folder of the base model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of the answers, one a line.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, where a request does not say.")] = 64,
+    dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.", rich_help_panel="Running", metavar="NAME")] = "auto",
+    device: DeviceOption = "auto",
+    verbose: VerboseOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Answer a file of requests, each of which names its adapter, in batches that mix adapters.
+
+    Exit status: 0 all answered, 1 some could not be, 2 nothing could start.
+    """
+    with error_boundary(debug=debug):
+        _quieten()
+        from protfold_peft.errors import ConfigError
+        from protfold_peft.language.serve import serve_batch as serve
+        from protfold_peft.runtime import configure_logging
+
+        configure_logging(verbose=verbose)
+        if dtype not in ("auto", "fp32", "bf16"):
+            raise ConfigError(f"unknown dtype '{dtype}': use auto, fp32 or bf16")
+        done = serve(
+            requests, out, model=model, batch_size=batch_size, max_new_tokens=max_new_tokens, device=device, dtype=dtype
+        )
+        typer.echo(
+            f"{done.answered} answered, {done.failed} failed, by {done.adapters} adapters in {done.batches} batches "
+            f"({done.mixed_batches} of several adapters); in {out}"
+        )
+        if done.failed:
+            raise typer.Exit(SOME_FAILED)
+
+
+def _run(
+    task: str,
+    config: Path,
+    overrides: list[str] | None,
+    out: Path | None,
+    *,
+    overwrite: bool,
+    resume: bool,
+    verbose: bool,
+    debug: bool,
+) -> None:
+    with error_boundary(debug=debug):
+        _quieten()
+        from protfold_peft import language
+        from protfold_peft.language.config import CONFIGS
+        from protfold_peft.runtime import configure_logging
+
+        configure_logging(verbose=verbose)
+        settings = language.read_config(CONFIGS[task], config, overrides or ())
+        if out is not None:
+            settings = settings.model_copy(update={"out": str(out)})
+        result = language.run(settings, overwrite=overwrite, resume=resume)
+        if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks
+            return
+        best = "" if result.best_step is None else f", best at {result.best_step:,}"
+        typer.echo(
+            f"{result.method}: {result.trainable_parameters:,} trained parameters ({result.head_parameters:,} in a "
+            f"head), {result.steps:,} steps{best}, {result.seconds:.0f} s"
+        )
+        if result.adapted is not None:
+            _print_scores(result.base, result.adapted, result.majority)
+        if result.skipped:
+            typer.echo(f"{len(result.skipped)} records were skipped", err=True)
+        typer.echo(f"{'model' if result.method == 'full' else 'adapter'} in {result.out}")
+
+
+def _print_scores(
+    base: Mapping[str, Any] | None, adapted: Mapping[str, Any], majority: Mapping[str, float] | None
+) -> None:
+    def shown(scores: Mapping[str, Any] | None, name: str) -> str:
+        value = (scores or {}).get(name)
+        return "undefined" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+    for name in adapted:
+        line = f"{name}: {shown(base, name)} without the adapter, {shown(adapted, name)} with it"
+        typer.echo(line + (f"; most frequent class alone {shown(majority, name)}" if majority else ""))
+
+
+def _quieten() -> None:
+    """Libraries that announce what they do; what a user should know is printed by the commands."""
+    # This one speaks while it is imported.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from protfold_peft.language.models import quieten
+
+    quieten()

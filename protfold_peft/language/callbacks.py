@@ -1,0 +1,139 @@
+"""What happens beside the optimization: the progress bar, the log, and the watch over adapters of PEFT's own."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress, TaskID
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from protfold_peft.adapters import DeadAdapterCallback, TensorAdapterModel
+from protfold_peft.adapters.checks import DeadAdapterError
+from protfold_peft.adapters.optimization import DEAD_AFTER_STEPS
+from protfold_peft.errors import NonFiniteError
+
+COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "validation", "seconds")
+
+
+class ProgressCallback(TrainerCallback):
+    """A bar of steps with the last loss, a rate and an ETA; silent where standard error is no terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.task: TaskID | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.task is not None:
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if self.task is not None and logs and "loss" in logs:
+            self.progress.update(self.task, description=f"training, loss {float(logs['loss']):.4g}")
+
+
+class LogCallback(TrainerCallback):
+    """One row per logged step and per evaluation, written through at once so that a run can be watched.
+
+    The loss is the mean since the last row. A resumed run goes on behind the rows up to its checkpoint.
+
+    Args:
+        path: The file.
+        metric: Of the evaluations, which goes into the column `validation`.
+    """
+
+    def __init__(self, path: Path, metric: str) -> None:
+        self.path = path
+        self.metric = metric
+        self._start = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._start = time.monotonic()
+        if not state.is_world_process_zero:
+            return
+        kept = []
+        if state.global_step and self.path.is_file():
+            with self.path.open(newline="", encoding="utf-8") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= state.global_step]
+        with self.path.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            table.writeheader()
+            table.writerows(kept)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # The last step is logged whether or not it is a multiple of `log_every`.
+        if state.global_step == state.max_steps:
+            control.should_log = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        logs = logs or {}
+        if "loss" in logs and not math.isfinite(float(logs["loss"])):
+            raise NonFiniteError(
+                f"the loss is not finite by step {state.global_step}: lower training.learning_rate, or use "
+                "model.dtype=fp32; no adapter was saved"
+            )
+        names = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm"}
+        names[f"eval_{self.metric}"] = "validation"
+        row = {column: f"{float(logs[name]):.7g}" for name, column in names.items() if name in logs}
+        # The Trainer logs once more at the end, about the whole run.
+        if not row or not state.is_world_process_zero:
+            return
+        row |= {"step": str(state.global_step), "seconds": f"{time.monotonic() - self._start:.3f}"}
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+
+
+class IdleParameterCallback(TrainerCallback):
+    """Stops a run in its first steps if some module of an adapter of PEFT's own gets no gradient at all.
+
+    Within a module some parameters may get none at first, as LoRA's A while B is zero; so modules are judged.
+
+    Raises:
+        DeadAdapterError: From within `Trainer.train`; names the modules.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.members: dict[str, list[nn.Parameter]] = {}
+        for name, module in model.named_modules():
+            own = [p for key, p in module.named_parameters() if p.requires_grad]
+            # The smallest modules that hold one adapted layer: those with a `base_layer`.
+            if own and hasattr(module, "base_layer"):
+                self.members[name] = own
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= DEAD_AFTER_STEPS or not self.members:
+            return
+        alive = {
+            name for name, own in self.members.items() if any(p.grad is not None and p.grad.ne(0).any() for p in own)
+        }
+        self.members = {name: own for name, own in self.members.items() if name not in alive}
+        if self.members and state.global_step + 1 >= min(DEAD_AFTER_STEPS, state.max_steps):
+            listed = ", ".join(list(self.members)[:4])
+            raise DeadAdapterError(
+                f"no gradient reaches {len(self.members)} adapted modules ({listed}); leave them out of "
+                "target_modules, or use a model whose forward pass does not detach them",
+                (),
+            )
+
+
+def dead_adapter_callback(model: nn.Module) -> TrainerCallback:
+    """The watch that fits the adapter of this model."""
+    ours = any(isinstance(module, TensorAdapterModel) for module in model.modules())
+    return DeadAdapterCallback(model) if ours else IdleParameterCallback(model)

@@ -1,0 +1,101 @@
+"""The folder of a finished run: a PEFT adapter (or a model), and how it came about.
+
+`adapter_config.json`, `adapter_model.safetensors`, `README.md` (model card), `config.yaml` (every setting),
+`metrics.csv` (the log) and `results.json`. A run works in `OUT.partial` beside it, where the log can be watched and
+checkpoints are, and puts everything in place at its end: whatever stops it, `OUT` is what it was.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from protfold_peft.errors import ConfigError
+
+CONFIG = "config.yaml"
+METRICS = "metrics.csv"
+RESULTS = "results.json"
+CARD = "README.md"
+# A folder counts as an adapter or a model once it has one of these, so they go first and come last.
+_LAST = ("adapter_config.json", "config.json")
+
+
+def check_free(out: Path, *, overwrite: bool) -> None:
+    """Check that results may go to `out`; to be called before anything is computed.
+
+    Raises:
+        ConfigError: `out` has something in it and `overwrite` is not set, or it is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file: name a folder for the results with --out")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ConfigError(
+            f"{out} is not empty: name another folder with --out, or replace its results with --overwrite"
+        )
+
+
+def working_folder(out: Path) -> Path:
+    """Where a run for `out` works until it is done."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def make_working_folder(out: Path, *, resume: bool) -> tuple[Path, str | None]:
+    """The working folder for `out`, and the checkpoint to go on from.
+
+    Without `resume`, what a run left there that did not finish is removed.
+
+    Raises:
+        ConfigError: It cannot be made, holds what no run has written, or has no checkpoint to resume from.
+    """
+    working = working_folder(out)
+    if resume:
+        last = get_last_checkpoint(str(working)) if working.is_dir() else None
+        if last is None:
+            raise ConfigError(f"{working} has no checkpoint to resume from (training.save_every makes them)")
+        return working, last
+    try:
+        if working.is_dir():
+            strangers = [each.name for each in working.iterdir() if not _is_ours(each)]
+            if strangers:
+                raise ConfigError(f"{working} holds '{strangers[0]}', which no run has written: move it away")
+            shutil.rmtree(working)
+        working.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{working}: cannot be made: {error.strerror or error}") from error
+    return working, None
+
+
+def _is_ours(path: Path) -> bool:
+    if path.is_dir():
+        return re.fullmatch(r"checkpoint-\d+", path.name) is not None
+    return path.suffix in (".json", ".yaml", ".csv", ".md", ".safetensors", ".txt", ".jinja", ".model", ".bin")
+
+
+def publish(working: Path, out: Path) -> None:
+    """Put the finished results in place, without the checkpoints.
+
+    A new folder appears whole. In one that is there, our files are replaced and others are left alone; the file that
+    makes it an adapter or a model goes first and comes last, so that a crash in between leaves nothing that could be
+    loaded by mistake.
+    """
+    for each in list(working.iterdir()):
+        if each.is_dir():
+            shutil.rmtree(each)
+    files = sorted(working.iterdir(), key=lambda path: (path.name in _LAST, path.name))
+    for file in files:
+        # safetensors makes its file for the user alone.
+        file.chmod((working / CONFIG).stat().st_mode)
+        with file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+    if not out.exists():
+        working.replace(out)
+        return
+    for name in _LAST:
+        (out / name).unlink(missing_ok=True)
+    for file in files:
+        file.replace(out / file.name)
+    working.rmdir()
