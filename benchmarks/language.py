@@ -326,9 +326,9 @@ def wanted(rates: dict[str, tuple[Any, float]], options: argparse.Namespace) -> 
 
 def run(task: str, scratch: Path, *, out: str = "out", **groups: dict[str, Any]) -> Any:
     """One run of `protfold lm TASK`."""
+    from protfold_peft.configuration import check
     from protfold_peft.language import run as run_task
     from protfold_peft.language.config import CONFIGS
-    from protfold_peft.language.read_config import check
 
     groups["model"] = {"device": "cpu", **groups["model"]}
     groups["training"] = {"log_every": 20, "eval_every": 10**6, **groups["training"]}

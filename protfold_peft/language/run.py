@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from protfold_peft.language.models import device_of, load_tokenizer
 from protfold_peft.language.records import Record
 from protfold_peft.language.sft import InstructionTuning
 from protfold_peft.language.task import Task, split_off, trainer_arguments
-from protfold_peft.runtime import progress_bar, seed_everything
+from protfold_peft.runtime import peak_memory, progress_bar, seed_everything
 from protfold_peft.version import __version__
 
 TASKS: dict[str, type[Task[Any]]] = {
@@ -165,7 +164,7 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> 
         train_records=task.size(train),
         skipped=tuple(task.skipped[:100]),
         seconds=time.monotonic() - start,
-        peak_memory_bytes=_peak_memory(device),
+        peak_memory_bytes=peak_memory(device),
         model=config.model.name,
         method=config.adapter.method,
         seed=seed,
@@ -301,14 +300,3 @@ def defined(scores: Mapping[str, float] | None) -> dict[str, float | None] | Non
     if scores is None:
         return None
     return {name: value if math.isfinite(value) else None for name, value in scores.items()}
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -16,12 +16,12 @@ from typing import Any
 
 import yaml
 
+from protfold_peft.configuration import check
 from protfold_peft.errors import ConfigError
 from protfold_peft.files import write_text
 from protfold_peft.folding.masked_lm import HEAD_FILE
 from protfold_peft.training import checkpoints
 from protfold_peft.training.config import FinetuneConfig
-from protfold_peft.training.read_config import check
 from protfold_peft.version import __version__
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -100,7 +100,7 @@ def unfinished(out: Path, config: FinetuneConfig) -> Path | None:
         before = yaml.safe_load((working / CONFIG).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
         return None
-    settings = check(before, {}, str(working / CONFIG))
+    settings = check(FinetuneConfig, before, {}, str(working / CONFIG))
     # With a constant learning rate the steps so far do not depend on how many are to come.
     free = _FREE | ({("training", "steps")} if config.training.schedule == "constant" else set())
     changed = [

@@ -11,7 +11,7 @@ import peft
 import torch
 from torch import nn
 
-from protfold_peft.adapters import METHODS, load_adapter
+from protfold_peft.adapters import METHODS, load_fitting_adapter
 from protfold_peft.errors import ConfigError
 from protfold_peft.folding.load import LoadedModel, load_model, weights_folder
 from protfold_peft.folding.masked_lm import NEW, attach_head
@@ -97,7 +97,7 @@ def _adapted(loaded: LoadedModel, config: FinetuneConfig) -> Any:
     """The model with an adapter, a fresh one or one that was saved."""
     settings = config.adapter
     if settings.start_from is not None:
-        model: Any = load_adapter(loaded.network, Path(settings.start_from), is_trainable=True)
+        model: Any = load_fitting_adapter(loaded.network, Path(settings.start_from), is_trainable=True)
     else:
         with warnings.catch_warnings():
             # PEFT asks transformers under a name that is on its way out.

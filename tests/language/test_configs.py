@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from protfold_peft.configuration import known_keys
 from protfold_peft.errors import ConfigError
 from protfold_peft.language import ClassifyConfig, DpoConfig, SftConfig, read_config
 from protfold_peft.language.config import CONFIGS
-from protfold_peft.language.read_config import known_keys
 from protfold_peft.language.run import make_task
 
 CONFIG_FOLDER = Path(__file__).resolve().parents[2] / "configs"

@@ -26,8 +26,8 @@ from transformers import (
 
 from protfold_peft import language
 from protfold_peft.adapters import METHODS, DeadAdapterError
+from protfold_peft.configuration import check
 from protfold_peft.language.config import CONFIGS
-from protfold_peft.language.read_config import check
 from protfold_peft.language.sft import InstructionTuning
 
 # Large enough that a few steps are seen.

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from protfold_peft.configuration import known_keys, nearest_key
 from protfold_peft.errors import ConfigError
 from protfold_peft.training import FinetuneConfig, read_config
 from protfold_peft.training.output import config_yaml
-from protfold_peft.training.read_config import known_keys, nearest_key
 
 FIRST_RUN = Path(__file__).resolve().parents[2] / "configs" / "first_run.yaml"
 
@@ -53,7 +53,7 @@ def test_first_run_shows_every_knob_with_a_comment() -> None:
         "out",
         "mode",
     }
-    assert shown == set(known_keys())
+    assert shown == set(known_keys(FinetuneConfig))
     lines = text.splitlines()
     for number, line in enumerate(lines):
         if line.startswith("  ") and not line.strip().startswith("#"):
@@ -118,5 +118,5 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_nothing_near_is_not_guessed() -> None:
-    assert nearest_key("training.zzz") is None
-    assert nearest_key("model.crop_size") == "data.crop_size"
+    assert nearest_key(known_keys(FinetuneConfig), "training.zzz") is None
+    assert nearest_key(known_keys(FinetuneConfig), "model.crop_size") == "data.crop_size"

@@ -77,7 +77,7 @@ def check(kind: type[Config], data: Mapping[str, Any], places: Mapping[Key, str]
 def _describe(kind: type[BaseModel], key: Key, mistake: Any) -> str:
     dotted = ".".join(key)
     if mistake["type"] == "extra_forbidden":
-        near = _nearest(known_keys(kind), dotted)
+        near = nearest_key(known_keys(kind), dotted)
         return f"unknown key '{dotted}'; " + (f"did you mean '{near}'?" if near else _siblings(kind, key))
     if mistake["type"] == "missing":
         return f"key '{dotted}' is missing"
@@ -101,7 +101,7 @@ def known_keys(model: type[BaseModel], prefix: Key = ()) -> list[str]:
     return keys
 
 
-def _nearest(keys: list[str], dotted: str) -> str | None:
+def nearest_key(keys: list[str], dotted: str) -> str | None:
     """The known key most like `dotted`: by its last word wherever that stands, or else by all of it."""
     by_last = {key.rpartition(".")[2]: key for key in reversed(keys)}
     for wanted, pool in ((dotted, {key: key for key in keys}), (dotted.rpartition(".")[2], by_last)):
