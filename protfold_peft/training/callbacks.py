@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from rich.progress import Progress, TaskID
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from protfold_peft.errors import NonFiniteError
+from protfold_peft.errors import NonFiniteError, ProtfoldError
 from protfold_peft.files import write_text
 from protfold_peft.runtime import LOGGER, peak_memory
 from protfold_peft.training import weights
@@ -60,6 +61,12 @@ class ProgressCallback(TrainerCallback):
         self.progress.update(self.task, description=", ".join(words))
 
 
+def cannot_be_written(path: Path, error: Exception) -> ProtfoldError:
+    """A full disk, mostly: what is there already can be gone on from."""
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    return ProtfoldError(f"{path} cannot be written: {reason}; free space and go on with --resume")
+
+
 class CsvFile:
     """A table that grows by rows, written through at once so that a run can be watched.
 
@@ -83,11 +90,14 @@ class CsvFile:
     def append(self, row: Mapping[str, str]) -> None:
         """Add a row; the first one names the columns."""
         new = not self.path.exists()
-        with self.path.open("a", encoding="utf-8", newline="") as handle:
-            writer = csv.DictWriter(handle, list(row), lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as handle:
+                writer = csv.DictWriter(handle, list(row), lineterminator="\n")
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+        except OSError as error:
+            raise cannot_be_written(self.path, error) from error
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -260,7 +270,10 @@ class ValidationCallback(TrainerCallback):
             score = scores["lddt_ca"]
             better = score is not None and score > self.best_score
             if better and state.is_world_process_zero:
-                weights.save(self.best_file, weights.trained(self.trainer.model))
+                try:
+                    weights.save(self.best_file, weights.trained(self.trainer.model))
+                except (OSError, SafetensorError) as error:
+                    raise cannot_be_written(self.best_file, error) from error
         if better:
             assert score is not None
             self.best_score, self.best_step, self.since_best = score, state.global_step, 0

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from protfold_peft.adapters import DeadAdapterCallback
@@ -32,6 +33,7 @@ from protfold_peft.training.callbacks import (
     ProgressCallback,
     RunningMeanCallback,
     ValidationCallback,
+    cannot_be_written,
     validation_row,
 )
 from protfold_peft.training.chains import RunChains, read_run_chains
@@ -157,9 +159,11 @@ def _run(
         version=__version__,
     )
     if PartialState().is_main_process:
-        save_results(
-            trainer.accelerator.unwrap_model(trainer.model), config, data, result, (base[:n], adapted[:n]), working
-        )
+        finished = trainer.accelerator.unwrap_model(trainer.model)
+        try:
+            save_results(finished, config, data, result, (base[:n], adapted[:n]), working)
+        except (OSError, SafetensorError) as error:
+            raise cannot_be_written(working, error) from error
     return result
 
 

@@ -213,3 +213,33 @@ def test_the_best_weights_are_kept(settings, tmp_path: Path) -> None:
     assert result.adapted["lddt_ca"] == pytest.approx(max(scores.values()), abs=1e-6)
     assert json.loads((result.out / output.RESULTS).read_text())["best_step"] == result.best_step
     assert load_file(result.out / "adapter_model.safetensors")
+
+
+def test_a_full_disk_at_the_log_or_the_results_can_be_gone_on_from(
+    settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors of one line that name the file; the checkpoint before them is used afterwards."""
+    config = settings(tmp_path / "out", training={"steps": 5, "checkpoint_every": 2})
+    plain = Path.open
+
+    def full(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if self.name == output.METRICS and mode == "a" and self.exists() and "\n4," in self.read_text():
+            raise OSError(28, "No space left on device")
+        return plain(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(ProtfoldError, match=r"metrics.csv cannot be written: No space left on device; free space"):
+        finetune(config)
+    monkeypatch.undo()
+    assert checkpoints.newest(tmp_path / "out.partial").name == "checkpoint-4"
+
+    def no_card(*args: Any, **kwargs: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output, "model_card", no_card)
+    with pytest.raises(ProtfoldError, match=r"out.partial cannot be written: No space left on device"):
+        finetune(config, resume=True)
+    monkeypatch.undo()
+    result = finetune(config, resume=True)
+    fresh = finetune(settings(tmp_path / "fresh", training={"steps": 5, "checkpoint_every": 2}))
+    assert result_weights(result.out) == result_weights(fresh.out)
