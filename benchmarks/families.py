@@ -26,7 +26,7 @@ from protfold_peft.training import finetune, read_config
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "finetune_mini.yaml"
 # Rank, learning rate and options of each method; the rest is in the configuration.
 METHODS: Mapping[str, tuple[str, ...]] = {
-    "lorta": ("adapter.rank=16", "training.learning_rate=3e-2"),
+    "lorta": ("adapter.rank=16", "training.learning_rate=1e-2"),
     "lora": ("adapter.rank=8", "training.learning_rate=1e-2", "adapter.init=authors"),
     "lotr": ("adapter.rank=8", "training.learning_rate=1e-2"),
     "tenslora": ("adapter.rank=4", "training.learning_rate=3e-2"),

@@ -22,7 +22,6 @@ from protfold_peft.data import TrainingChain, collate_chains
 from protfold_peft.errors import NonFiniteError
 from protfold_peft.metrics import lddt, plddt_calibration, tm_and_gdt
 from protfold_peft.metrics.gdt import TS_CUTOFFS
-from protfold_peft.structure.geometry import atom14_to_atom37
 from protfold_peft.structure.residues import ATOM_INDEX
 
 CA, OXT = ATOM_INDEX["CA"], ATOM_INDEX["OXT"]
@@ -41,7 +40,7 @@ class Folded:
         residues: Of its sequence.
         scores: `lddt_ca`, `lddt` (all heavy atoms), `tm_score`, `gdt_ts`, 0..1, and `plddt`, the mean of CA, 0..100;
             None where undefined.
-        atoms: `(n, 37, 3)` float32 predicted coordinates in angstrom, on the CPU.
+        atoms: `(n, 37, 3)` float32 predicted coordinates in angstrom, on the CPU; 0 where the model places no atom.
         plddt: `(n,)` of the CA atoms, 0..100.
         true_lddt: `(n,)` CA lDDT of every residue, 0..1; NaN where there is none.
     """
@@ -70,7 +69,10 @@ def fold_chains(network: nn.Module, chains: Sequence[TrainingChain], recycles: i
         batch = {key: value.to(device) for key, value in collate_chains([chain]).items()}
         with evaluating(network), torch.no_grad():
             output: Any = network(batch["input_ids"], batch["attention_mask"], recycles=recycles)
-        atoms = atom14_to_atom37(output.positions[-1].double(), output.aatype).mul(1000).round().div(1000)
+        exists = output.atom37_atom_exists.bool()
+        places = output.residx_atom37_to_atom14[..., None].expand(-1, -1, -1, 3)
+        atoms = output.positions[-1].double().gather(2, places).mul(1000).round().div(1000)
+        atoms = torch.where(exists[..., None], atoms, 0.0)
         if not bool(atoms.isfinite().all()):
             raise NonFiniteError(f"{chain.name}: the model's coordinates hold NaN or infinity")
         plddt = output.plddt[0, :, CA].double()
@@ -79,8 +81,8 @@ def fold_chains(network: nn.Module, chains: Sequence[TrainingChain], recycles: i
         mask[..., OXT] = False
         local = lddt(atoms[:, :, CA], true[:, :, CA], mask[:, :, CA])
         tm, (ts,) = tm_and_gdt(atoms[:, :, CA], true[:, :, CA], mask[:, :, CA], None, (TS_CUTOFFS,))
-        # Unknown residues have a backbone only, and a model that lacks an atom fails its distances.
-        full = lddt(atoms, true, mask & _modelled(atoms), restypes=batch["input_ids"])
+        # Of unknown residues the model places a backbone: their other atoms are not asked for.
+        full = lddt(atoms, true, mask & exists, restypes=batch["input_ids"])
         values = {
             "lddt_ca": local.score,
             "tm_score": tm.score,
@@ -96,10 +98,6 @@ def fold_chains(network: nn.Module, chains: Sequence[TrainingChain], recycles: i
             plddt=plddt.cpu(),
             true_lddt=local.per_residue[0].double().cpu(),
         )
-
-
-def _modelled(atoms: Tensor) -> Tensor:
-    return (atoms != 0).any(dim=-1)
 
 
 def mean_scores(scores: Sequence[Values]) -> dict[str, float | None]:

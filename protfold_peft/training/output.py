@@ -98,7 +98,11 @@ def unfinished(out: Path, config: FinetuneConfig) -> Path | None:
     working = working_folder(out)
     try:
         before = yaml.safe_load((working / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, yaml.YAMLError) as error:
+        if checkpoints.newest(working) is not None:
+            raise ConfigError(
+                f"{working / CONFIG} cannot be read: put it back, or start anew with --overwrite"
+            ) from error
         return None
     settings = check(FinetuneConfig, before, {}, str(working / CONFIG))
     # With a constant learning rate the steps so far do not depend on how many are to come.

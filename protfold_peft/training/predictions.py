@@ -18,7 +18,7 @@ from protfold_peft.errors import CheckpointError
 from protfold_peft.files import replacing
 from protfold_peft.metrics import tm_score
 from protfold_peft.structure.pdb_writer import write_pdb
-from protfold_peft.structure.residues import ATOM37_MASK, ATOM_INDEX, ONE_TO_THREE
+from protfold_peft.structure.residues import ATOM_INDEX, ONE_TO_THREE
 from protfold_peft.structure.types import Chain, Structure
 from protfold_peft.training.evaluate import Folded
 
@@ -62,11 +62,10 @@ def superposed(chain: TrainingChain, base: Folded, adapted: Folded) -> tuple[str
     """PDB texts of the experiment and both predictions, each at its best TM-score's superposition."""
     true = torch.from_numpy(chain.atom_positions).double()
     mask = torch.from_numpy(chain.atom_mask)
-    exists = torch.as_tensor(ATOM37_MASK[chain.aatype], dtype=torch.bool)
 
     def laid_over(one: Folded) -> str:
         atoms = one.atoms.double()
-        modelled = exists & (atoms != 0).any(dim=-1)
+        modelled = (atoms != 0).any(dim=-1)
         found = tm_score(atoms[None, :, CA], true[None, :, CA], mask[None, :, CA])
         moved = found.superposition.apply(atoms.reshape(1, -1, 3)).reshape(atoms.shape)
         return _pdb(chain, moved, modelled, one.plddt)
