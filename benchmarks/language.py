@@ -379,7 +379,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="file of all rows")
     options = parser.parse_args()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from protfold_peft.language.models import quieten
+    from protfold_peft.runtime import quieten
 
     quieten()
     rows: list[dict[str, Any]] = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protfold_peft.cli.common import DebugOption, error_boundary
+from protfold_peft.cli.common import DebugOption, error_boundary, quieten
 from protfold_peft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def info(
     machine.
     """
     with error_boundary(debug=debug):
-        _quieten()
+        quieten()
         from dataclasses import asdict
 
         from protfold_peft.adapters.folders.info import adapter_info
@@ -68,7 +68,7 @@ def merge(
     to load it. Adapters of PEFT's LoRA can be merged too.
     """
     with error_boundary(debug=debug):
-        _quieten()
+        quieten()
         from protfold_peft.folding.merge import merge_adapter
 
         report = merge_adapter(base, folder, out, overwrite=overwrite)
@@ -103,7 +103,7 @@ def to_lora(
     the best approximation of --rank; the error is told. The base model is not needed.
     """
     with error_boundary(debug=debug):
-        _quieten()
+        quieten()
         from protfold_peft.adapters.folders.export import export_lora
 
         report = export_lora(folder, out, rank=rank, overwrite=overwrite)
@@ -150,7 +150,7 @@ def from_lora(
     found again; one that was trained as LoRA has, as a rule, no such structure, and loses much.
     """
     with error_boundary(debug=debug):
-        _quieten()
+        quieten()
         from protfold_peft.adapters.folders.fit import fit_adapter
 
         report = fit_adapter(
@@ -186,7 +186,7 @@ def combine(
     Its rank is the sum of their ranks. The base model is not needed.
     """
     with error_boundary(debug=debug):
-        _quieten()
+        quieten()
         from protfold_peft.adapters.folders.combine import combine_folders
 
         parts = [parse_weight(text) for text in adapters]
@@ -212,22 +212,6 @@ def parse_weight(text: str) -> tuple[Path, float]:
     if not folder:
         raise ConfigError(f"'{text}' names no folder; write FOLDER=WEIGHT, such as runs/a=0.5")
     return Path(folder), weight
-
-
-def _quieten() -> None:
-    """Libraries that announce what they do; what a user should know is printed by the commands."""
-    import logging as python_logging
-    import warnings
-
-    python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)
-
-    from huggingface_hub.utils import disable_progress_bars
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    disable_progress_bars()
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _print_info(found: AdapterInfo) -> None:

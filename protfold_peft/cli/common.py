@@ -80,3 +80,10 @@ def _leave(message: str, status: int, error: BaseException, debug: bool) -> None
         raise error
     typer.echo(" ".join(message.split()), err=True)
     raise typer.Exit(status) from error
+
+
+def quieten() -> None:
+    """`runtime.quieten`, imported when it is called."""
+    from protfold_peft.runtime import quieten as silence
+
+    silence()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protfold_peft.cli.common import DebugOption, VerboseOption, error_boundary
+from protfold_peft.cli.common import DebugOption, VerboseOption, error_boundary, quieten
 
 if TYPE_CHECKING:
     from protfold_peft.training import DryRun
@@ -49,6 +49,7 @@ def finetune(
     On several GPUs: `accelerate launch --num_processes 4 --module protfold_peft finetune CONFIG.yaml`.
     """
     with error_boundary(debug=debug):
+        quieten()
         from protfold_peft import training
         from protfold_peft.runtime import configure_logging
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from protfold_peft.cli.common import SOME_FAILED, DebugOption, DeviceOption, VerboseOption, error_boundary
+from protfold_peft.cli.common import SOME_FAILED, DebugOption, DeviceOption, VerboseOption, error_boundary, quieten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,7 +117,7 @@ def evaluate(
 ) -> None:
     """Score a run with and without its adapter: perplexity, accuracy or preference accuracy, as its task has it."""
     with error_boundary(debug=debug):
-        _quieten()
+        quieten()
         import json as json_module
         from dataclasses import asdict
 
@@ -151,7 +150,7 @@ def serve_batch(
     Exit status: 0 all answered, 1 some could not be, 2 nothing could start.
     """
     with error_boundary(debug=debug):
-        _quieten()
+        quieten()
         from protfold_peft.errors import ConfigError
         from protfold_peft.language.serve import serve_batch as serve
         from protfold_peft.runtime import configure_logging
@@ -182,7 +181,7 @@ def _run(
     debug: bool,
 ) -> None:
     with error_boundary(debug=debug):
-        _quieten()
+        quieten()
         from protfold_peft import language
         from protfold_peft.language.config import CONFIGS
         from protfold_peft.runtime import configure_logging
@@ -216,12 +215,3 @@ def _print_scores(
     for name in adapted:
         line = f"{name}: {shown(base, name)} without the adapter, {shown(adapted, name)} with it"
         typer.echo(line + (f"; most frequent class alone {shown(majority, name)}" if majority else ""))
-
-
-def _quieten() -> None:
-    """Libraries that announce what they do; what a user should know is printed by the commands."""
-    # This one speaks while it is imported.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from protfold_peft.language.models import quieten
-
-    quieten()

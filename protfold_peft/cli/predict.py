@@ -16,6 +16,7 @@ from protfold_peft.cli.common import (
     SeedOption,
     VerboseOption,
     error_boundary,
+    quieten,
 )
 from protfold_peft.errors import ConfigError
 
@@ -108,6 +109,7 @@ def predict(
     Exit status: 0 all done, 1 some records failed or are invalid, 2 nothing could start, 130 interrupted.
     """
     with error_boundary(debug=debug):
+        quieten()
         from protfold_peft.folding.run import run_prediction
         from protfold_peft.folding.settings import RunSettings
 

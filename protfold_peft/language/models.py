@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from protfold_peft.errors import CheckpointError, ConfigError
 from protfold_peft.language.config import ModelConfig
@@ -121,19 +118,3 @@ def longest_input(model: nn.Module, tokenizer: Any) -> int | None:
         padding = getattr(table, "padding_idx", None)
         limits.append(positions if padding is None else positions - padding - 1)
     return min(limits, default=None)
-
-
-def quieten() -> None:
-    """Silence libraries that announce what they do; what a user should know is told by this package."""
-    import datasets
-    from huggingface_hub.utils import disable_progress_bars
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    disable_progress_bars()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    for name in ("bitsandbytes", "trl", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
