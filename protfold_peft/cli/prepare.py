@@ -19,7 +19,7 @@ def prepare(
         typer.Argument(
             metavar="STRUCTURES...",
             help="Folders (with all below them), PDB or mmCIF files (.gz too), or a .csv or .tsv table with the column "
-            "file and, if wanted, chain, sequence, name, resolution, date. A FASTA file gives full sequences: the record "
+            "file and, if wanted, chain, sequence, name, resolution, date. A FASTA file gives full sequences: record "
             "NAME to the structure NAME.pdb, NAME_CHAIN to one chain of it.",
         ),
     ],
@@ -111,8 +111,8 @@ def prepare(
     Chains that resemble each other are one cluster, and no cluster is split between train and validation. Everything
     that is left out is in rejected.csv, with the reason.
 
-    The same command again brings its dataset up to date. What was read of a file is kept in DATASET.parsed, and the file
-    is only read again when its content changes, whatever the filters are.
+    The same command again brings its dataset up to date. What was read of a file is kept in DATASET.parsed, and the
+    file is only read again when its content changes, whatever the filters are.
 
     Examples:
 
@@ -124,7 +124,8 @@ def prepare(
 
         protfold prepare structures/ full_sequences.fasta --out dataset
 
-    Exit status: 0 all files read, 1 some could not be or do not fit their sequences, 2 nothing could start or no chain is left, 130 interrupted.
+    Exit status: 0 all files read, 1 some could not be or do not fit the sequence given, 2 nothing could start or no
+    chain is left, 130 interrupted.
     """
     with error_boundary(debug=debug):
         from protfold_peft.data.prepare import Filters, Likeness, PrepareSettings, run_prepare

@@ -1,6 +1,6 @@
 """From structure files to a dataset: filtered, without duplicates and leaks, clustered and split.
 
-`inputs` finds files and `sequences` the full sequences for them, `records` reads and filters them, `reading` and `cache`
+`inputs` finds files and `sequences` full sequences for them, `records` reads and filters them, `reading` and `cache`
 spare reading a file twice, `words`, `alignment` and `search` tell which sequences resemble each other, `split` makes
 clusters of them and `store` holds the result; `again` tells what may be replaced, and `run` is the whole of it.
 """
