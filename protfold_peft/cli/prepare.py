@@ -19,7 +19,8 @@ def prepare(
         typer.Argument(
             metavar="STRUCTURES...",
             help="Folders (with all below them), PDB or mmCIF files (.gz too), or a .csv or .tsv table with the column "
-            "file and, if wanted, chain, sequence, name, resolution, date.",
+            "file and, if wanted, chain, sequence, name, resolution, date. A FASTA file gives full sequences: record "
+            "NAME to the structure NAME.pdb, NAME_CHAIN to one chain of it.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the dataset.", metavar="DATASET")],
@@ -100,7 +101,7 @@ def prepare(
     ] = 0,
     seed: SeedOption = 0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the dataset in that folder.", rich_help_panel="Output")
+        bool, typer.Option("--overwrite", help="Replace a dataset that another command made.", rich_help_panel="Output")
     ] = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
@@ -110,6 +111,9 @@ def prepare(
     Chains that resemble each other are one cluster, and no cluster is split between train and validation. Everything
     that is left out is in rejected.csv, with the reason.
 
+    The same command again brings its dataset up to date. What was read of a file is kept in DATASET.parsed, and the
+    file is only read again when its content changes, whatever the filters are.
+
     Examples:
 
         protfold prepare structures/ --out dataset
@@ -118,7 +122,10 @@ def prepare(
 
         protfold prepare chains.csv --out dataset --exclude casp14.fasta --identity 0.3 --coverage 0.5
 
-    Exit status: 0 all files read, 1 some could not be, 2 nothing could start or no chain is left, 130 interrupted.
+        protfold prepare structures/ full_sequences.fasta --out dataset
+
+    Exit status: 0 all files read, 1 some could not be or do not fit the sequence given, 2 nothing could start or no
+    chain is left, 130 interrupted.
     """
     with error_boundary(debug=debug):
         from protfold_peft.data.prepare import Filters, Likeness, PrepareSettings, run_prepare

@@ -230,7 +230,7 @@ def test_a_table_names_chains_sequences_and_dates(prepare, tmp_path: Path) -> No
     assert rows["two_A"]["resolution"] == pytest.approx(1.8)
     mask = np.array(rows["two_A"]["atom_mask"]).reshape(40, 37)
     assert np.flatnonzero(~mask[:, 1]).tolist() == [0, 1, 7]
-    assert rejected(out)["wrong"][0] == "unreadable"
+    assert rejected(out)["wrong"][0] == "sequence does not fit"
     assert "does not fit the sequence" in rejected(out)["wrong"][1]
 
 
@@ -276,12 +276,14 @@ def test_command_line(tmp_path: Path) -> None:
         "dataset_dict.json",
         "rejected.csv",
         "report.json",
+        "run.json",
         "train",
         "validation",
     }
     # A dataset is only replaced on request, and anything else never.
     result = protfold(*arguments)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "holds a dataset made with other --validation" in result.stderr
     assert "replace it with --overwrite" in result.stderr
     (tmp_path / "in" / "bad.pdb").write_text("nothing")
     result = protfold(*arguments, "--overwrite", "--validation", 0)
@@ -312,7 +314,8 @@ def test_what_cannot_run_is_told_in_one_line(tmp_path: Path, options: list[str],
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+    # What was read stays for a run with other filters.
+    assert {path.name for path in tmp_path.iterdir()} <= {"in", "out.parsed"}
 
 
 def test_what_is_no_dataset_is_never_replaced(tmp_path: Path) -> None:

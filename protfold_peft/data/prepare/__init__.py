@@ -1,7 +1,8 @@
 """From structure files to a dataset: filtered, without duplicates and leaks, clustered and split.
 
-`inputs` finds files, `records` reads and filters them, `words`, `alignment` and `search` tell which sequences resemble
-each other, `split` makes clusters of them and `store` holds the result; `run` is the whole of it.
+`inputs` finds files and `sequences` full sequences for them, `records` reads and filters them, `reading` and `cache`
+spare reading a file twice, `words`, `alignment` and `search` tell which sequences resemble each other, `split` makes
+clusters of them and `store` holds the result; `again` tells what may be replaced, and `run` is the whole of it.
 """
 
 from protfold_peft.data.prepare.alignment import Likeness, Match, align

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from protfold_peft.errors import ConfigError, ProtfoldError, SequenceError
 from protfold_peft.structure import find_structure_files
-from protfold_peft.structure.fasta import clean_sequence
+from protfold_peft.structure.fasta import clean_sequence, is_fasta_name
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 COLUMNS = ("file", "chain", "sequence", "name", "resolution", "date")
@@ -17,12 +17,13 @@ COLUMNS = ("file", "chain", "sequence", "name", "resolution", "date")
 
 @dataclass(frozen=True)
 class Source:
-    """A structure file, or one chain of it, and what a table says of it.
+    """A structure file, or one chain of it, and what a table or a FASTA file says of it.
 
     Attributes:
         path: The file as the user would name it.
         chain: The one chain to read; None: all.
-        sequence: The full sequence of the chain, which replaces the file's; None: as in the file.
+        sequence: The full sequence, which replaces the file's, with `:` between the chains; None: as in the file.
+        chain_sequences: Chain ids and the full sequences of these chains, which come before `sequence`.
         name: Of the record; None: the file's.
         resolution: In angstrom, instead of the file's.
         date: ISO date, instead of the file's.
@@ -31,15 +32,17 @@ class Source:
     path: Path
     chain: str | None = None
     sequence: str | None = None
+    chain_sequences: tuple[tuple[str, str], ...] = ()
     name: str | None = None
     resolution: float | None = None
     date: str | None = None
 
 
 def find_sources(structures: Sequence[Path]) -> list[Source]:
-    """The files and chains to read: folders with all below them, then files and tables, as they are named.
+    """The files and chains to read: folders with all below them, files and the rows of tables, as they are named.
 
-    A file that is reached twice is read once; rows of a table are taken as they stand.
+    A file that is reached twice is read once; rows of a table are taken as they stand. FASTA files are no matter of
+    this function: see `sequences`.
 
     Raises:
         ProtfoldError: Something is not there, a folder holds no structure, or a table cannot be used.
@@ -47,6 +50,8 @@ def find_sources(structures: Sequence[Path]) -> list[Source]:
     sources: list[Source] = []
     seen: set[Path] = set()
     for path in structures:
+        if is_named_fasta(path):
+            continue
         if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
             sources += read_table(path)
             continue
@@ -57,6 +62,11 @@ def find_sources(structures: Sequence[Path]) -> list[Source]:
                 seen.add(file.resolve())
                 sources.append(Source(file))
     return sources
+
+
+def is_named_fasta(path: Path) -> bool:
+    """What the user named is a FASTA file, by its suffix."""
+    return is_fasta_name(path) and not path.is_dir()
 
 
 def read_table(path: Path) -> list[Source]:

@@ -13,12 +13,15 @@ from protfold_peft.data.prepare.inputs import Source
 from protfold_peft.data.prepare.settings import Filters
 from protfold_peft.errors import StructureError
 from protfold_peft.structure import read_structure
+from protfold_peft.structure.fasta import CHAIN_SEPARATOR
+from protfold_peft.structure.polymer import list_some
 from protfold_peft.structure.reader import bonded_to_previous
 from protfold_peft.structure.seqres import place_in_sequence
 from protfold_peft.structure.types import Chain, Structure
 
 # Reasons of a rejection, in the order in which a chain meets them. The first says that a file could not be read.
 UNREADABLE = "unreadable"
+MISFIT = "sequence does not fit"
 SHORT = "too short"
 LONG = "too long"
 MISSING = "missing residues"
@@ -29,8 +32,11 @@ TOO_NEW = "too new"
 UNDATED = "undated"
 DUPLICATE = "duplicate"
 EXCLUDED = "resembles excluded"
+# Of a sequence that was given, not of a chain.
+NO_STRUCTURE = "no structure"
 REASONS = (
     UNREADABLE,
+    MISFIT,
     SHORT,
     LONG,
     MISSING,
@@ -41,15 +47,16 @@ REASONS = (
     UNDATED,
     DUPLICATE,
     EXCLUDED,
+    NO_STRUCTURE,
 )
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A chain, or a file, that is not in the dataset.
+    """A chain, a file, or a sequence of a FASTA file, that is not in the dataset.
 
     Attributes:
-        name: Of the chain; the file's where none could be read.
+        name: Of the chain; the file's where none could be read; the sequence's where it belongs to none.
         file: The file as the user would name it.
         chain: Chain id in the file.
         length: Residues of the sequence; None where it is not known.
@@ -84,33 +91,46 @@ class Record:
     date: str | None
 
 
-def read_source(source: Source, filters: Filters) -> list[Record | Rejection]:
-    """Every chain of a source, as a record or with the reason why not. Never raises for a fault of the file."""
+def read_source(source: Source) -> list[Record | Rejection]:
+    """Every chain of a source as a record, before any filter, or why it cannot be one. At least one of either.
+
+    Never raises for a fault of the file.
+    """
     try:
         structure = read_structure(source.path, chains=None if source.chain is None else [source.chain])
-        if source.sequence is not None:
-            structure = _with_sequence(structure, source.sequence, source.path)
     except StructureError as error:
         name = source.name or source.path.name
         return [Rejection(name, str(source.path), source.chain or "", None, UNREADABLE, str(error))]
     results: list[Record | Rejection] = []
-    for chain in structure.chains:
+    for place, chain in enumerate(structure.chains):
         name = source.name or structure.name
         if len(structure.chains) > 1 or (source.chain is not None and source.name is None):
             name = f"{name}_{chain.id}"
-        record = Record(
-            chain=training_chain(chain, name),
-            file=str(source.path),
-            chain_id=chain.id,
-            resolution=source.resolution or structure.resolution,
-            date=source.date or structure.release_date,
+        try:
+            placed = _with_sequence(chain, _given(source, structure, place), source.path)
+        except StructureError as error:
+            results.append(Rejection(name, str(source.path), chain.id, len(chain), MISFIT, str(error)))
+            continue
+        results.append(
+            Record(
+                chain=training_chain(placed, name),
+                file=str(source.path),
+                chain_id=chain.id,
+                resolution=source.resolution or structure.resolution,
+                date=source.date or structure.release_date,
+            )
         )
-        why = why_not(record, filters)
-        if why is None:
-            results.append(record)
-        else:
-            results.append(Rejection(name, record.file, record.chain_id, len(record.chain), *why))
     return results
+
+
+def filtered(result: Record | Rejection, filters: Filters) -> Record | Rejection:
+    """The same, or the reason why the filters leave the record out."""
+    if isinstance(result, Rejection):
+        return result
+    why = why_not(result, filters)
+    if why is None:
+        return result
+    return Rejection(result.chain.name, result.file, result.chain_id, len(result.chain), *why)
 
 
 def why_not(record: Record, filters: Filters) -> tuple[str, str] | None:
@@ -140,20 +160,43 @@ def why_not(record: Record, filters: Filters) -> tuple[str, str] | None:
     return None
 
 
-def _with_sequence(structure: Structure, sequence: str, path: Path) -> Structure:
-    """The structure with its one chain laid along `sequence`.
+def _given(source: Source, structure: Structure, place: int) -> str | None:
+    """The sequence that was given for a chain of a structure; None: the file's stands.
 
     Raises:
-        StructureError: There are several chains, or the residues do not fit the sequence.
+        StructureError: The sequence given for the structure has fewer or more chains than it.
     """
-    if len(structure.chains) > 1:
-        ids = ", ".join(repr(chain.id) for chain in structure.chains)
-        raise StructureError(f"{path}: holds several chains ({ids}): name the one that has the sequence of the table")
-    chain: Chain = structure.chains[0]
+    chain = structure.chains[place]
+    own = dict(source.chain_sequences).get(chain.id)
+    if own is not None or source.sequence is None:
+        return own
+    parts = source.sequence.split(CHAIN_SEPARATOR)
+    if len(parts) != len(structure.chains):
+        ids = list_some([repr(chain.id) for chain in structure.chains], 10)
+        one = "one chain" if len(parts) == 1 else f"{len(parts)} chains"
+        holds = "one chain" if len(structure.chains) == 1 else f"{len(structure.chains)} chains"
+        raise StructureError(
+            f"{source.path}: holds {holds} ({ids}), and the sequence given for it is of {one}: give each its own"
+        )
+    return parts[place]
+
+
+def _with_sequence(chain: Chain, sequence: str | None, path: Path) -> Chain:
+    """The chain laid along `sequence`.
+
+    Raises:
+        StructureError: The residues do not fit the sequence.
+    """
+    if sequence is None:
+        return chain
     joined = bonded_to_previous(chain.atom_positions, chain.atom_mask)
     numbers: np.ndarray = chain.residue_numbers
     placement = place_in_sequence(chain.sequence, sequence, numbers, joined, [None] * len(chain))
     if placement is None:
-        raise StructureError(f"{path}: chain '{chain.id}' does not fit the sequence that the table gives for it")
-    placed = dataclasses.replace(chain, seqres=sequence, seqres_index=placement.places)
-    return dataclasses.replace(structure, chains=(placed,))
+        why = (
+            f"it has {len(chain)} residues, the sequence {len(sequence)}"
+            if len(chain) > len(sequence)
+            else "more than a tenth of its residues differ"
+        )
+        raise StructureError(f"{path}: chain '{chain.id}' does not fit the sequence given for it: {why}")
+    return dataclasses.replace(chain, seqres=sequence, seqres_index=placement.places)

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,31 @@ from datasets import Dataset, DatasetDict
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from protfold_peft.data.prepare import split as splitting
+from protfold_peft.data.prepare.again import asked_for, check_free
+from protfold_peft.data.prepare.cache import ReadingCache, cache_folder
 from protfold_peft.data.prepare.exclude import read_excluded
 from protfold_peft.data.prepare.inputs import Source, find_sources
-from protfold_peft.data.prepare.parallel import each
+from protfold_peft.data.prepare.reading import read_sources
 from protfold_peft.data.prepare.records import (
     DUPLICATE,
     EXCLUDED,
+    MISFIT,
     REASONS,
     UNREADABLE,
     Record,
     Rejection,
-    read_source,
+    filtered,
 )
 from protfold_peft.data.prepare.search import resolve_search, similar_pairs
+from protfold_peft.data.prepare.sequences import NamedSequences
 from protfold_peft.data.prepare.settings import PrepareSettings
-from protfold_peft.data.prepare.store import REPORT, RecordWriter, is_prepared
+from protfold_peft.data.prepare.store import REPORT, RecordWriter
 from protfold_peft.errors import ConfigError, ProtfoldError
 from protfold_peft.files import replacing_folder
 from protfold_peft.runtime import LOGGER, configure_logging
 from protfold_peft.version import __version__
 
-CHAINS, REJECTED = "chains.csv", "rejected.csv"
+CHAINS, REJECTED, HISTORY = "chains.csv", "rejected.csv", "run.json"
 _CHAIN_COLUMNS = (
     "name",
     "split",
@@ -54,6 +57,10 @@ _CHAIN_COLUMNS = (
 _REJECTED_COLUMNS = ("name", "file", "chain", "length", "reason", "detail")
 # Lines that go to the screen; the table has all.
 _MAX_SCREEN_LINES = 20
+# Names in a line on the screen.
+_MAX_NAMES = 5
+# What could not be used as it was given, for which the exit status is 1.
+_FAULTS = (UNREADABLE, MISFIT)
 # A cluster with more of the chains than this is worth a word: likeness may have run from domain to domain.
 _LARGE_CLUSTER = 0.5
 
@@ -64,18 +71,20 @@ class PrepareResult:
 
     Attributes:
         out: The dataset.
-        report: What `report.json` holds.
+        report: What `report.json` holds: the same for the same input.
+        history: What `run.json` holds: how this run came to it.
         summary: Lines for the screen.
     """
 
     out: Path
     report: dict[str, Any]
+    history: dict[str, Any]
     summary: tuple[str, ...]
 
     @property
     def exit_status(self) -> int:
-        """0 if every file could be read, else 1."""
-        return 1 if self.report["rejected"].get(UNREADABLE) else 0
+        """0 if every file could be read and every sequence given for one fits, else 1."""
+        return 1 if any(self.report["rejected"].get(reason) for reason in _FAULTS) else 0
 
 
 @dataclass(frozen=True)
@@ -105,22 +114,33 @@ def run_prepare(settings: PrepareSettings) -> PrepareResult:
     """
     start = time.monotonic()
     configure_logging(verbose=settings.verbose)
-    _check_free(settings)
+    check_free(settings)
     search = resolve_search(settings.search)
-    sources = find_sources(settings.structures)
+    given = NamedSequences(settings.structures)
+    sources = given.give(find_sources(settings.structures))
+    if not sources:
+        raise ConfigError("only FASTA files are named: name the structures of these sequences too")
     excluded = read_excluded(settings.exclude, processes=settings.n_processes)
     shown = is_progress_bar_enabled()
     disable_progress_bar()
     try:
-        with replacing_folder(settings.out) as folder:
+        with replacing_folder(settings.out) as folder, ReadingCache(cache_folder(settings.out)) as cache:
             run = _Run(settings, search, folder)
-            run.read(sources)
+            run.read(sources, cache, given)
             run.drop_duplicates()
             run.exclude([one.name for one in excluded], [one.sequence for one in excluded])
             run.cluster()
             run.write()
-            report = run.report(len(sources), len(excluded), time.monotonic() - start)
-            (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            report = run.report(len(sources), len(excluded), given)
+            history = {
+                "files_read": len(sources) - run.n_unchanged,
+                "files_unchanged": run.n_unchanged,
+                "processes": settings.n_processes,
+                "seconds": round(time.monotonic() - start, 1),
+            }
+            for name, what in ((REPORT, report), (HISTORY, history)):
+                (folder / name).write_text(json.dumps(what, indent=2) + "\n", encoding="utf-8")
+            cache.tidy()
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -128,23 +148,8 @@ def run_prepare(settings: PrepareSettings) -> PrepareResult:
     finally:
         if shown:
             enable_progress_bar()
-    _tell([rejection for rejection in run.rejected if rejection.reason == UNREADABLE])
-    return PrepareResult(settings.out, report, tuple(_summary(report, settings.out)))
-
-
-def _check_free(settings: PrepareSettings) -> None:
-    out = settings.out
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file: name a folder for the dataset with --out")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not is_prepared(out):
-        raise ConfigError(f"{out} holds something else than a prepared dataset: name another folder with --out")
-    if not settings.overwrite:
-        raise ConfigError(f"{out} holds a dataset: name another folder with --out, or replace it with --overwrite")
-    for path in (*settings.structures, *settings.exclude):
-        if path.resolve().is_relative_to(out.resolve()):
-            raise ConfigError(f"{path} is inside {out}, which would be replaced: name another folder with --out")
+    _tell([rejection for rejection in run.rejected if rejection.reason in _FAULTS], given.without)
+    return PrepareResult(settings.out, report, history, tuple(_summary(report, history, settings.out)))
 
 
 class _Run:
@@ -160,17 +165,18 @@ class _Run:
         self.parsed = self.working / "parsed.arrow"
         self.rows: list[_Row] = []
         self.rejected: list[Rejection] = []
-        self.n_chains = 0
+        self.n_chains = self.n_unchanged = 0
         self.clusters = np.zeros(0, dtype=np.int64)
         self.validation = np.zeros(0, dtype=bool)
 
-    def read(self, sources: Sequence[Source]) -> None:
+    def read(self, sources: Sequence[Source], cache: ReadingCache, given: NamedSequences) -> None:
         """Read all sources; what passes the filters goes to disk at once."""
-        job = partial(read_source, filters=self.settings.filters)
         writer: RecordWriter | None = None
         taken: Counter[str] = Counter()
-        for results in each(job, sources, processes=self.settings.n_processes, what="reading", unit="files"):
-            for result in results:
+        for reading in read_sources(sources, cache, processes=self.settings.n_processes):
+            self.n_unchanged += reading.unchanged
+            given.see(reading.source, reading.results)
+            for result in (filtered(result, self.settings.filters) for result in reading.results):
                 self.n_chains += not (isinstance(result, Rejection) and result.reason == UNREADABLE)
                 if isinstance(result, Rejection):
                     self.rejected.append(result)
@@ -180,6 +186,7 @@ class _Run:
                 name = _free_name(result, taken)
                 writer.write(result, name)
                 self.rows.append(_row(result, name, len(self.rows)))
+        self.rejected += given.left()
         if writer is not None:
             writer.close()
         self._check_any()
@@ -261,15 +268,13 @@ class _Run:
         _write_csv(self.folder / CHAINS, _CHAIN_COLUMNS, rows)
         _write_csv(self.folder / REJECTED, _REJECTED_COLUMNS, [asdict(rejection) for rejection in self.rejected])
 
-    def report(self, n_sources: int, n_excluded: int, seconds: float) -> dict[str, Any]:
+    def report(self, n_sources: int, n_excluded: int, given: NamedSequences) -> dict[str, Any]:
         """What `report.json` holds."""
-        settings = self.settings
         counts = Counter(rejection.reason for rejection in self.rejected)
         sizes = np.bincount(self.clusters)
         lengths = [len(row.sequence) for row in self.rows]
         return {
             "version": __version__,
-            "structures": [str(path) for path in settings.structures],
             "files": n_sources,
             "chains_read": self.n_chains,
             "rejected": {reason: counts[reason] for reason in REASONS if counts[reason]},
@@ -283,16 +288,11 @@ class _Run:
             "longest": max(lengths),
             "undated": sum(row.date is None for row in self.rows),
             "without_resolution": sum(row.resolution is None for row in self.rows),
-            "filters": asdict(settings.filters),
-            "exclude": [str(path) for path in settings.exclude],
             "excluded_sequences": n_excluded,
-            "identity": settings.likeness.identity,
-            "coverage": settings.likeness.coverage,
-            "validation_fraction": settings.validation,
-            "seed": settings.seed,
+            "sequences_given": len(given.records),
+            "without_sequence": given.without,
+            **asked_for(self.settings),
             "search": self.search,
-            "processes": settings.n_processes,
-            "seconds": round(seconds, 1),
         }
 
     def _similar(self, queries: Sequence[str], targets: Sequence[str] | None, what: str) -> list:
@@ -356,8 +356,10 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]
         writer.writerows(rows)
 
 
-def _summary(report: dict[str, Any], out: Path) -> list[str]:
+def _summary(report: dict[str, Any], history: dict[str, Any], out: Path) -> list[str]:
     lines = [f"{report['files']:,} files, {report['chains_read']:,} chains read"]
+    if history["files_unchanged"]:
+        lines.append(f"{history['files_read']:,} files read, {history['files_unchanged']:,} unchanged")
     if report["rejected"]:
         told = ", ".join(f"{count:,} {reason}" for reason, count in report["rejected"].items())
         lines.append(f"left out: {told} (why: {out / REJECTED})")
@@ -365,12 +367,19 @@ def _summary(report: dict[str, Any], out: Path) -> list[str]:
         f"kept: {report['chains']:,} chains in {report['clusters']:,} clusters, the largest of "
         f"{report['largest_cluster']:,}; {report['train']:,} train, {report['validation']:,} validation"
     )
-    lines.append(f"{out}: written in {report['seconds']:g} s")
+    lines.append(f"{out}: written in {history['seconds']:g} s")
     return lines
 
 
-def _tell(unreadable: Sequence[Rejection]) -> None:
-    for rejection in unreadable[:_MAX_SCREEN_LINES]:
-        LOGGER.warning("unreadable: %s", rejection.detail)
-    if len(unreadable) > _MAX_SCREEN_LINES:
-        LOGGER.warning("unreadable: and %d more", len(unreadable) - _MAX_SCREEN_LINES)
+def _tell(faults: Sequence[Rejection], without: Sequence[str]) -> None:
+    for rejection in faults[:_MAX_SCREEN_LINES]:
+        LOGGER.warning("%s: %s", rejection.reason, rejection.detail)
+    if len(faults) > _MAX_SCREEN_LINES:
+        LOGGER.warning("unreadable or not fitting: and %d more", len(faults) - _MAX_SCREEN_LINES)
+    if without:
+        LOGGER.warning(
+            "%d chains have no sequence in the FASTA files and keep their file's: %s (all are in %s)",
+            len(without),
+            ", ".join(without[:_MAX_NAMES]) + (", ..." if len(without) > _MAX_NAMES else ""),
+            REPORT,
+        )

@@ -65,7 +65,7 @@ class PrepareSettings:
     """What the user asked for.
 
     Attributes:
-        structures: Folders, structure files, and tables of them (`.csv`, `.tsv`).
+        structures: Folders, structure files, tables of them (`.csv`, `.tsv`), and FASTA files of their full sequences.
         out: Folder of the dataset.
         filters: Which chains are kept.
         exclude: FASTA files, structure files and folders of either; chains that resemble one of them are left out.
@@ -74,7 +74,7 @@ class PrepareSettings:
         seed: Of the split.
         search: `mmseqs`, `builtin`, or `auto`: MMseqs2 where it is installed.
         processes: How many read and align at the same time; 0: one for each core.
-        overwrite: Replace the dataset that is at `out`.
+        overwrite: Replace the dataset that is at `out`, though it was made with other settings.
         verbose: Send the whole log to the screen.
     """
 
