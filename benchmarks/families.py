@@ -21,6 +21,7 @@ import torch
 from mini import Neighbours, interval, score
 
 from protfold_peft.data import read_chains
+from protfold_peft.runtime import quieten
 from protfold_peft.training import finetune, read_config
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "finetune_mini.yaml"
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of every run")
     options = parser.parse_args()
+    quieten()
     torch.set_num_threads(1)
     table, folder = options.data / "structures" / "manifest.tsv", options.data / "structures" / "train"
     with table.open(newline="") as handle:

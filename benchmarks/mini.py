@@ -32,7 +32,7 @@ from Bio.Align import PairwiseAligner, substitution_matrices
 from protfold_peft import load_model
 from protfold_peft.data import TrainingChain, read_chains
 from protfold_peft.metrics import lddt, tm_score
-from protfold_peft.runtime import progress_bar
+from protfold_peft.runtime import progress_bar, quieten
 from protfold_peft.structure.residues import ATOM_INDEX, RESTYPE_INDEX
 from protfold_peft.training.evaluate import fold_chains
 
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="folder of the weights; the built-in ones by default")
     parser.add_argument("--json", type=Path, default=None, help="write every chain's scores here")
     arguments = parser.parse_args()
+    quieten()
     torch.set_num_threads(1)
     table = arguments.data / "structures" / "manifest.tsv"
     folder = arguments.data / "structures" / "train"
