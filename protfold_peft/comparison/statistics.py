@@ -115,7 +115,7 @@ def bootstrap_interval(
     means = np.empty(draws)
     complete = bool((counts == n_seeds).all())
     for draw in range(draws):
-        chosen = rng.integers(n, size=n)
+        chosen = np.asarray(rng.integers(n, size=n))
         if shared_seeds and complete:
             columns = np.broadcast_to(rng.integers(n_seeds, size=n_seeds), (n, n_seeds))
             means[draw] = filled[chosen[:, None], columns].mean()
