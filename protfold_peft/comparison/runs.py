@@ -1,7 +1,8 @@
 """One cell of a comparison from beginning to end: train, unless that is done; fold the targets; keep the scores.
 
 `OUT/trainings` has the folders of `protfold finetune`, `OUT/cells` a file of scores for every cell that is done and a
-file of what went wrong for every one that failed, `OUT/models` the models of the targets.
+file of what went wrong for every one that failed, `OUT/models` the models of the targets. The base model's predictions
+of the validation chains are made once, by cell 0, and lent to every training that starts afterwards.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from protfold_peft.comparison.targets import Target
 from protfold_peft.configuration import check
 from protfold_peft.errors import ConfigError, ProtfoldError
 from protfold_peft.files import write_text
-from protfold_peft.folding.load import load_model
+from protfold_peft.folding.load import LoadedModel, load_model
 from protfold_peft.runtime import LOGGER, peak_memory, resolve_device
-from protfold_peft.training import finetune, output
+from protfold_peft.training import finetune, output, predictions
 from protfold_peft.training.callbacks import read_rows
+from protfold_peft.training.chains import read_run_chains
 from protfold_peft.training.config import FinetuneConfig
+from protfold_peft.training.evaluate import fold_chains
 from protfold_peft.training.setup import precision
 
 CELLS, TRAININGS, MODELS, LOGS = "cells", "trainings", "models", "logs"
@@ -154,7 +157,29 @@ def _train(folder: Path, config: FinetuneConfig) -> None:
             )
         return
     LOGGER.info("training %s", folder.name)
+    lent = base_file(folder.parents[1], config)
+    if lent.is_file() and not output.working_folder(folder).exists():
+        shutil.copyfile(lent, output.make_working_folder(folder, config) / output.BASE)
     finetune(config, resume=True)
+
+
+def base_file(out: Path, config: FinetuneConfig) -> Path:
+    """Where the base model's predictions of a training's validation chains are, for this model and these chains."""
+    chains = {name: getattr(config.data, name) for name in ("folder", "table", "where", "min_length", "max_length")}
+    others = [source.model_dump() if source else None for source in (config.data.validation, config.data.outside)]
+    model = config.model.model_dump(exclude={"device"})
+    return out / CELLS / f"{BASE}_validation_{fingerprint([chains, others, model])}.safetensors"
+
+
+def _fold_validation(place: Workplace, model: LoadedModel) -> None:
+    """Fold the validation chains with the base model, as every training would."""
+    config = place.config.finetune
+    file = base_file(place.out, config)
+    if file.is_file():
+        return
+    chains = read_run_chains(config)
+    recycles = model.default_recycles if config.model.recycles is None else config.model.recycles
+    predictions.save(file, list(fold_chains(model.network, [*chains.judged, *chains.outside], recycles)))
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any], prefix: tuple[str, ...] = ()) -> str:
@@ -214,6 +239,7 @@ def _judged(place: Workplace, cell: Cell, folder: Path | None) -> tuple[list[dic
     rows = judge(model, place.targets, settings.recycles, models)
     facts: dict[str, Any] = {"judge_seconds": time.monotonic() - start}
     if folder is None:
+        _fold_validation(place, model)
         facts |= {"parameters": 0, "file_bytes": 0, "peak_memory_bytes": peak_memory(device), "model": model.id}
     return rows, facts
 

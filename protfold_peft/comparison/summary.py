@@ -55,8 +55,14 @@ def _setting(analysis: Analysis) -> str:
     )
     if 1 in seeds:
         text += " One seed tells nothing of how much luck there is in a training."
-    if len(analysis.targets) < 6:
-        text += f" With {len(analysis.targets)} targets no signed-rank test can reach a p of 0.05."
+    # All differences of one sign are the most extreme there can be: two of all 2^n.
+    n, made = len(analysis.targets), sum(one.kind == TO_BASE for one in analysis.comparisons)
+    least = min(1.0, made * 2 * 0.5**n)
+    if least >= 0.05:
+        text += (
+            f" With {n} targets and {made} comparisons with the base no adjusted p can be below {least:.2g}: whatever "
+            "the scores, nothing can be shown here."
+        )
     return text
 
 

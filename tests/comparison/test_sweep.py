@@ -155,7 +155,8 @@ def test_tables_say_what_the_results_hold(swept: Path, rows) -> None:
     }
     summary = (swept / "summary.md").read_text()
     assert "no difference was shown from the base model" in summary
-    assert "With 2 targets no signed-rank test can reach a p of 0.05" in summary
+    # Four comparisons, each with a p of 2/4 at least.
+    assert "With 2 targets and 4 comparisons with the base no adjusted p can be below 1: whatever" in summary
     tex = (swept / "tables.tex").read_text()
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == text.count("\n## ") + text.startswith("## ")
     assert r"lorta\_r2 & lora\_r2" in tex
