@@ -84,8 +84,8 @@ def compare(
             typer.echo("\n".join(comparison.listing(sweep)))
             return
         if cell is not None:
-            typer.echo(f"cell {cell} ({sweep.cells[cell].name if cell < len(sweep.cells) else '?'}): ", nl=False)
-            typer.echo(comparison.run_one(sweep, cell, retry=True))
+            state = comparison.run_one(sweep, cell)
+            typer.echo(f"cell {cell} ({sweep.cells[cell].name}): {state}")
             return
         if not collect:
             comparison.run_all(sweep, retry=retry)

@@ -32,8 +32,9 @@ def write_outputs(results: Results, out: Path) -> list[str]:
     paragraphs = summary(analyses, results.facts["config"]["lora"])
     tables = [table for one in analyses for table in tables_of(one)]
     tables = [*tables, rates_table(results.facts["learning_rates"])]
-    draws = results.facts["config"]["report"]["draws"]
-    plots = [plot for one in analyses for plot in write_plots(one, out / PLOTS, draws)]
+    # The names of the targets are in the other outputs.
+    stamp = results.facts["stamp"].split(" (")[0]
+    plots = [plot for one in analyses for plot in write_plots(one, out / PLOTS, stamp)]
     warnings = warnings_of(results)
     stamped = "".join(f"> **{warning}**\n\n" for warning in warnings)
     head = f"# Comparison\n\n{stamped}"

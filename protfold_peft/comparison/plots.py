@@ -12,13 +12,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from protfold_peft.comparison.analysis import Analysis, ArmScores
-from protfold_peft.comparison.statistics import bootstrap_interval
 from protfold_peft.comparison.summary import TITLES
 from protfold_peft.files import replacing
 
 # Okabe & Ito's colours, apart from each other for the colour-blind, and a mark of its own for each method.
-COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c8c00", "#000000")
-_MARKS = "osD^vP*X"
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c8c00")
+_MARKS = "osD^vP*"
 
 
 def colours(analysis: Analysis) -> dict[str, tuple[str, str]]:
@@ -27,8 +26,13 @@ def colours(analysis: Analysis) -> dict[str, tuple[str, str]]:
     return {method: (COLORS[place % len(COLORS)], _MARKS[place % len(_MARKS)]) for place, method in enumerate(methods)}
 
 
-def write_plots(analysis: Analysis, folder: Path, draws: int) -> list[Path]:
+def write_plots(analysis: Analysis, folder: Path, stamp: str = "") -> list[Path]:
     """Draw all plots of a set of targets.
+
+    Args:
+        analysis: What is drawn.
+        folder: Where to.
+        stamp: What has to be said on every picture.
 
     Returns:
         The PNG files; each has a PDF beside it.
@@ -40,16 +44,18 @@ def write_plots(analysis: Analysis, folder: Path, draws: int) -> list[Path]:
             continue
         for suffix in (".png", ".pdf"):
             path = folder / f"{analysis.group}_{name}{suffix}"
-            with _figure(path) as axes:
-                draw(analysis, axes, draws)
+            with _figure(path, stamp) as axes:
+                draw(analysis, axes)
             if suffix == ".png":
                 found.append(path)
     return found
 
 
 @contextmanager
-def _figure(path: Path) -> Iterator[Any]:
+def _figure(path: Path, stamp: str) -> Iterator[Any]:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
+    if stamp:
+        figure.suptitle(stamp, color="#b00020", fontsize=8, wrap=True)
     FigureCanvasAgg(figure)
     yield figure.subplots()
     # Without dates and versions the same results give the same bytes.
@@ -58,28 +64,34 @@ def _figure(path: Path) -> Iterator[Any]:
         figure.savefig(temporary, dpi=150, metadata=metadata)
 
 
-def _interval(one: ArmScores, score: str, draws: int) -> tuple[float, float, float]:
-    found = bootstrap_interval(one.values[score], draws=draws)
-    return found.mean, found.low, found.high
+def _ends(analysis: Analysis, one: ArmScores) -> tuple[float, float]:
+    """How far the interval of the difference from the base reaches below and above its mean."""
+    found = analysis.of(one.label)
+    if found is None:
+        return 0.0, 0.0
+    return max(0.0, found.interval.mean - found.interval.low), max(0.0, found.interval.high - found.interval.mean)
 
 
-def _parameters(analysis: Analysis, axes: Any, draws: int) -> None:
+def _parameters(analysis: Analysis, axes: Any) -> None:
     base = analysis.base.mean(analysis.score)
     axes.axhline(base, color="0.5", linestyle="--", label=f"base model, {base:.3f}")
     for method, (colour, mark) in colours(analysis).items():
         own = sorted((one for one in analysis.arms if one.arm.method == method), key=lambda one: one.parameters)
-        values = np.array([_interval(one, analysis.score, draws) for one in own])
+        means = [one.mean(analysis.score) for one in own]
+        ends = np.transpose([_ends(analysis, one) for one in own])
         sizes = [one.parameters for one in own]
-        ends = np.abs(values[:, 1:].T - values[:, 0])
-        axes.errorbar(sizes, values[:, 0], yerr=ends, color=colour, marker=mark, capsize=2, linewidth=1, label=method)
+        axes.errorbar(sizes, means, yerr=ends, color=colour, marker=mark, capsize=2, linewidth=1, label=method)
     axes.set_xscale("log")
     axes.set_xlabel("trained parameters")
-    axes.set_ylabel(f"{TITLES[analysis.score]}, mean and 95 % interval over targets")
-    axes.set_title(f"{analysis.group}: {len(analysis.targets)} targets", fontsize=10)
-    axes.legend(fontsize=8)
+    axes.set_ylabel(f"mean {TITLES[analysis.score]}")
+    # Targets differ more from each other than methods do: an interval of the score itself would show the targets.
+    axes.set_title(
+        f"{analysis.group}: {len(analysis.targets)} targets; 95 % intervals of the difference from the base", fontsize=9
+    )
+    axes.figure.legend(loc="outside right upper", fontsize=8)
 
 
-def _differences(analysis: Analysis, axes: Any, draws: int) -> None:
+def _differences(analysis: Analysis, axes: Any) -> None:
     base = analysis.base.values[analysis.score][0]
     jitter = np.random.default_rng(0).uniform(-0.18, 0.18, size=len(base))
     styles = colours(analysis)
@@ -89,10 +101,8 @@ def _differences(analysis: Analysis, axes: Any, draws: int) -> None:
         known = ~np.isnan(one.values[analysis.score]).all(axis=0)
         changes = np.nanmean(one.values[analysis.score][:, known], axis=0) - base[known]
         axes.scatter(place + jitter[known], changes, s=9, color=colour, alpha=0.55, linewidths=0)
-        found = analysis.of(one.label)
-        if found is not None:
-            low, mean, high = found.interval.low, found.interval.mean, found.interval.high
-            axes.errorbar([place], [mean], yerr=[[mean - low], [high - mean]], color="black", marker="_", capsize=4)
+        ends = np.transpose([_ends(analysis, one)])
+        axes.errorbar([place], [changes.mean()], yerr=ends, color="black", marker="_", capsize=4)
     axes.axhline(0, color="0.5", linewidth=0.8)
     axes.set_xticks(
         range(len(analysis.arms)), [one.label for one in analysis.arms], rotation=45, ha="right", fontsize=8
@@ -101,18 +111,21 @@ def _differences(analysis: Analysis, axes: Any, draws: int) -> None:
     axes.set_title(f"{analysis.group}: a point for each target, the mean and its 95 % interval", fontsize=10)
 
 
-def _classes(analysis: Analysis, axes: Any, draws: int) -> None:
+def _classes(analysis: Analysis, axes: Any) -> None:
     masks = analysis.classes()
     width = 0.8 / (len(analysis.arms) + 1)
     styles = colours(analysis)
+    of_method: dict[str, int] = {}
     for place, one in enumerate((analysis.base, *analysis.arms)):
+        nth = of_method.get(one.arm.method, 0)
+        of_method[one.arm.method] = nth + 1
         colour = "0.6" if place == 0 else styles[one.arm.method][0]
         heights = [one.mean(analysis.score, mask) for mask in masks.values()]
-        axes.bar(
-            np.arange(len(masks)) + place * width, heights, width, color=colour, edgecolor="white", label=one.label
-        )
+        places = np.arange(len(masks)) + place * width
+        # Higher ranks of a method are paler.
+        axes.bar(places, heights, width, color=colour, alpha=0.72**nth, edgecolor="white", label=one.label)
     ticks = np.arange(len(masks)) + 0.4 - width / 2
     axes.set_xticks(ticks, [f"{kind}\n(n = {int(mask.sum())})" for kind, mask in masks.items()], fontsize=8)
     axes.set_ylabel(TITLES[analysis.score])
     axes.set_title(f"{analysis.group}: means by class and length", fontsize=10)
-    axes.legend(fontsize=7, ncols=3)
+    axes.figure.legend(loc="outside right upper", fontsize=7)

@@ -21,13 +21,14 @@ from protfold_peft.comparison.cells import BASE
 from protfold_peft.comparison.plots import COLORS
 from protfold_peft.comparison.results import EXPERIMENT, Results
 from protfold_peft.comparison.summary import TITLES
-from protfold_peft.comparison.tables import Table, Value, number, text, whole
+from protfold_peft.comparison.tables import Table, Value, number, numeric, text, whole
 from protfold_peft.files import write_text
 from protfold_peft.pages import NO_VIEWER, fill, json_for_script, molstar, pack
 
 # More rows make a table that a browser sorts slowly; the CSV has them all.
 MAX_ROWS = 3_000
-_GREY, _ORANGE = "#8c8c8c", "#e69f00"
+# Of the experiment and the base model, which no arm has.
+_GREY, _BLACK = "#8c8c8c", "#000000"
 
 
 def write_report(
@@ -51,7 +52,7 @@ def write_report(
     script, style = molstar() if results.structures else ("", "")
     notes = [NO_VIEWER] if results.structures and not script else []
     labels = [EXPERIMENT, BASE, *(one.label for one in analyses[0].arms)]
-    colours = [_GREY, _ORANGE, *(COLORS[place % len(COLORS)] for place in range(len(labels) - 2))]
+    colours = [_GREY, _BLACK, *(COLORS[place % len(COLORS)] for place in range(len(labels) - 2))]
     content = {
         "viewer": bool(script),
         "labels": [{"name": name, "color": colour} for name, colour in zip(labels, colours)],
@@ -131,8 +132,9 @@ def _targets(results: Results) -> tuple[Table, int]:
 def table_html(table: Table) -> str:
     """A table whose titles sort it."""
     heads = "".join(
-        f'<th scope="col"><button type="button" data-column="{place}">{escape(title) or "&nbsp;"}</button></th>'
-        for place, title in enumerate(table.columns)
+        f'<th scope="col" class="{"" if right else "text"}">'
+        f'<button type="button" data-column="{place}">{escape(title) or "&nbsp;"}</button></th>'
+        for place, (title, right) in enumerate(zip(table.columns, numeric(table)))
     )
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
     note = f'<p class="muted">{escape(table.note)}</p>' if table.note else ""

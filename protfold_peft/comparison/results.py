@@ -39,7 +39,7 @@ _TEXT, _WHOLE, _REAL = pa.string(), pa.int64(), pa.float64()
 COLUMNS: dict[str, Any] = {
     "method": _TEXT, "rank": _WHOLE, "learning_rate": _REAL, "seed": _WHOLE, "parameters": _WHOLE,
     "file_bytes": _WHOLE, "step_seconds": _REAL, "train_seconds": _REAL, "peak_memory_bytes": _WHOLE,
-    "set": _TEXT, "target": _TEXT, "class": _TEXT, "length": _WHOLE, "folded": _WHOLE,
+    "set": _TEXT, "target": _TEXT, "class": _TEXT, "length": _WHOLE, "folded": _WHOLE, "leaked": pa.bool_(),
     **dict.fromkeys(MEASURES, _REAL), "clashes": _WHOLE,
 }  # fmt: skip
 
@@ -49,7 +49,8 @@ class Results:
     """What a comparison came to.
 
     Attributes:
-        rows: By `COLUMNS`; the base model has the method `base` and neither rank nor seed.
+        rows: By `COLUMNS`; the base model has the method `base` and neither rank nor seed. `leaked`: the target
+            resembles a chain that was learnt from or chosen by.
         facts: The rest: `config`, `learning_rates`, `leakage` and its `stamp`, `missing` and `failed` cells, `seconds`,
             `version`.
         structures: PDB texts by target (`SET/NAME`) and by label (`experiment`, `base`, `lorta_r4`), laid over the
@@ -68,6 +69,7 @@ def collect(sweep: Sweep) -> Results:
         DataError: Not even the base model was judged.
     """
     rows: list[dict[str, Any]] = []
+    leaked = {(one.set, one.target) for one in sweep.leakage.offenders}
     seconds = 0.0
     for cell in sweep.cells:
         content = done(sweep.place, cell)
@@ -76,7 +78,7 @@ def collect(sweep: Sweep) -> Results:
         facts, described = content["facts"], content["cell"]
         seconds += facts.get("judge_seconds", 0.0)
         shared = {name: {**facts, **described}.get(name) for name in COLUMNS}
-        rows += [{**shared, **row} for row in content.get("rows", ())]
+        rows += [{**shared, **row, "leaked": (row["set"], row["target"]) in leaked} for row in content.get("rows", ())]
     if not any(row["method"] == BASE for row in rows):
         first = sweep.cells[0]
         why = failure(sweep.place, first) or "it was not run yet"

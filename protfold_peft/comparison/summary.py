@@ -56,12 +56,12 @@ def _setting(analysis: Analysis) -> str:
     if 1 in seeds:
         text += " One seed tells nothing of how much luck there is in a training."
     # All differences of one sign are the most extreme there can be: two of all 2^n.
-    n, made = len(analysis.targets), sum(one.kind == TO_BASE for one in analysis.comparisons)
-    least = min(1.0, made * 2 * 0.5**n)
+    count, made = len(analysis.targets), sum(one.kind == TO_BASE for one in analysis.comparisons)
+    least = min(1.0, math.ldexp(made, 1 - count))
     if least >= 0.05:
         text += (
-            f" With {n} targets and {made} comparisons with the base no adjusted p can be below {least:.2g}: whatever "
-            "the scores, nothing can be shown here."
+            f" With {count} targets and {made} comparisons with the base no adjusted p can be below {least:.2g}: "
+            "whatever the scores, nothing can be shown here."
         )
     return text
 
@@ -69,7 +69,7 @@ def _setting(analysis: Analysis) -> str:
 def _arm(analysis: Analysis, one: ArmScores) -> str:
     found = analysis.of(one.label)
     head = f"{name(one)} ({one.parameters:,} parameters): {one.mean(analysis.score):.4f}; "
-    return head + ("nothing to compare." if found is None else f"{told(found, 'the base model')}.")
+    return head + ("nothing to compare." if found is None else f"beside the base model {told(found)}.")
 
 
 def _beside_lora(analysis: Analysis, one: ArmScores) -> str:
@@ -77,19 +77,17 @@ def _beside_lora(analysis: Analysis, one: ArmScores) -> str:
     parts = []
     equal = analysis.of(one.label, EQUAL_RANK)
     if equal is not None:
-        parts.append(
-            f"beside {name(arms[equal.other])}, which has {ratio(equal.ratio)} parameters: {told(equal, 'it')}"
-        )
+        parts.append(f"beside {name(arms[equal.other])}, which has {ratio(equal.ratio)} parameters, {told(equal)}")
     near = analysis.of(one.label, EQUAL_PARAMETERS)
     if near is not None and (equal is None or near.other != equal.other):
         size = "about as many" if 1 / EQUAL_RATIO <= near.ratio <= EQUAL_RATIO else ratio(near.ratio)
         what = f"beside {name(arms[near.other])}, the nearest in parameters ({size})"
-        parts.append(f"{what}: {told(near, 'it')}")
-    return f"{name(one)}, " + "; ".join(parts) + "." if parts else f"{name(one)}: there is no LoRA to compare with."
+        parts.append(f"{what}, {told(near)}")
+    return f"{name(one)}: " + "; ".join(parts) + "." if parts else f"{name(one)}: there is no LoRA to compare with."
 
 
-def told(found: Comparison, other: str) -> str:
-    """A comparison in words."""
+def told(found: Comparison) -> str:
+    """A comparison in words, to stand after "beside ..."."""
     where = (
         f"mean difference {found.interval.mean:+.4f}, 95 % interval {found.interval.low:+.4f} to "
         f"{found.interval.high:+.4f}, adjusted p {p_text(found.p_adjusted)}, "
@@ -98,8 +96,8 @@ def told(found: Comparison, other: str) -> str:
     if math.isnan(found.interval.low):
         where = f"{found.n} target{'' if found.n == 1 else 's'}, too few for an interval"
     if found.verdict == NOTHING_SHOWN:
-        return f"{NOTHING_SHOWN} from {other} ({where})"
-    return f"{found.verdict} than {other} ({where})"
+        return f"{NOTHING_SHOWN} ({where})"
+    return f"it is {found.verdict} ({where})"
 
 
 def _front(analysis: Analysis) -> str:

@@ -190,15 +190,14 @@ def number(value: float | None, style: str) -> Value:
 def markdown(table: Table) -> str:
     """GitHub's Markdown; figures to the right."""
     lines = [f"## {table.title}", "", "| " + " | ".join(map(_bar, table.columns)) + " |"]
-    numeric = _numeric(table)
-    lines.append("|" + "|".join("---:" if right else "---" for right in numeric) + "|")
+    lines.append("|" + "|".join("---:" if right else "---" for right in numeric(table)) + "|")
     lines += ["| " + " | ".join(_bar(value.text) for value in row) + " |" for row in table.rows]
     return "\n".join([*lines, "", *([table.note, ""] if table.note else [])])
 
 
 def latex(table: Table) -> str:
     """A `table` environment for the package booktabs."""
-    align = "".join("r" if right else "l" for right in _numeric(table))
+    align = "".join("r" if right else "l" for right in numeric(table))
     rows = [" & ".join(tex(value.text) for value in row) + r" \\" for row in table.rows]
     return "\n".join(
         [
@@ -231,7 +230,8 @@ def tex(value: str) -> str:
     return value.translate(_TEX)
 
 
-def _numeric(table: Table) -> list[bool]:
+def numeric(table: Table) -> list[bool]:
+    """Which columns hold numbers, and stand to the right."""
     return [
         any(isinstance(row[column].key, int | float) for row in table.rows)
         and not any(isinstance(row[column].key, str) for row in table.rows)

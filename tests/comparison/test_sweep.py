@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 from protfold_peft import load_model, predict
 from protfold_peft.cli.main import app
-from protfold_peft.comparison import ComparisonConfig, load, prepare, run_one
+from protfold_peft.comparison import ComparisonConfig, load, prepare, run_one, write_outputs
 from protfold_peft.comparison.cells import training_config
 from protfold_peft.comparison.scoring import MEASURES, SCORES
 from protfold_peft.structure import read_structure
@@ -154,7 +155,7 @@ def test_tables_say_what_the_results_hold(swept: Path, rows) -> None:
         "no difference was shown"
     }
     summary = (swept / "summary.md").read_text()
-    assert "no difference was shown from the base model" in summary
+    assert "beside the base model no difference was shown (mean difference" in summary
     # Four comparisons, each with a p of 2/4 at least.
     assert "With 2 targets and 4 comparisons with the base no adjusted p can be below 1: whatever" in summary
     tex = (swept / "tables.tex").read_text()
@@ -178,6 +179,30 @@ def test_report_only_makes_the_same_outputs_from_the_results_alone(swept: Path, 
     for name in ("summary.md", "tables.md", "tables.tex", "report.html", "plots/small_parameters.png"):
         assert (tmp_path / name).read_bytes() == (swept / name).read_bytes(), name
     assert not (tmp_path / "cells").exists()
+
+
+def test_what_is_not_done_yet_is_said(swept: Path, config_file, tmp_path: Path) -> None:
+    """A second seed that nobody has run: what there is comes out, and what is lacking is named."""
+    shutil.copytree(swept, tmp_path / "out")
+    shown = protfold("compare", config_file(seeds=[0, 1]), "--out", tmp_path / "out", "--collect", status=1)
+    assert "not done yet: lora_r1_s1, lora_r2_s1, lorta_r1_s1, lorta_r2_s1" in shown
+    for name in ("summary.md", "tables.md", "report.html"):
+        assert "4 runs are not done yet and are not in the results" in (tmp_path / "out" / name).read_text()
+    shutil.rmtree(tmp_path / "out" / "cells")
+    shown = protfold("compare", config_file(), "--out", tmp_path / "out", "--collect", status=2)
+    assert "the base model was not judged: it was not run yet; run cell 0 first" in " ".join(shown.split())
+
+
+def test_leakage_marks_every_output(swept: Path, tmp_path: Path) -> None:
+    results = load(swept / "results.parquet")
+    assert {row["leaked"] for row in results.rows} == {False}
+    assert "LEAKAGE" not in (swept / "report.html").read_text()
+    stamp = "LEAKAGE: 1 of 2 targets resemble chains that were learnt from or chosen by (T0001-D1): nothing is proved"
+    write_outputs(replace(results, facts={**results.facts, "stamp": stamp}), tmp_path)
+    for name in ("summary.md", "tables.md", "tables.tex", "report.html"):
+        assert stamp in (tmp_path / name).read_text(), name
+    for path in (tmp_path / "plots").glob("*.png"):
+        assert path.read_bytes() != (swept / "plots" / path.name).read_bytes()
 
 
 def test_the_report_asks_for_nothing_and_runs_in_a_browser(swept: Path, tmp_path: Path) -> None:
