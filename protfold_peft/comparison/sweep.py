@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from protfold_peft.comparison import leakage as leaks
@@ -20,6 +17,7 @@ from protfold_peft.comparison.budgets import ranks_of_budgets
 from protfold_peft.comparison.cells import TRAIN, Arm, Cell, arms_of, cells_of, grid_of
 from protfold_peft.comparison.config import ComparisonConfig
 from protfold_peft.comparison.leakage import Leakage
+from protfold_peft.comparison.processes import Processes, start_logged
 from protfold_peft.comparison.runs import LOGS, Workplace, chosen_rate, done, rates_of, run_cell
 from protfold_peft.comparison.targets import read_targets
 from protfold_peft.configuration import read_yaml
@@ -141,59 +139,40 @@ def _wanted(sweep: Sweep, cell: Cell, retry: bool) -> bool:
     return state == WAITING or (retry and state == FAILED)
 
 
-def _run_stage(sweep: Sweep, cells: Sequence[Cell], finished: Any) -> None:
-    processes = min(sweep.place.config.processes, max(1, len(cells)))
-    running: dict[int, subprocess.Popen[bytes]] = {}
+def _run_stage(sweep: Sweep, cells: Sequence[Cell], advance: Callable[[], None]) -> None:
+    at_a_time = min(sweep.place.config.processes, max(1, len(cells)))
 
-    def work(item: tuple[int, Cell]) -> None:
-        place, cell = item
-        process = _start(sweep, cell, place % processes, processes)
-        running[cell.index] = process
-        try:
-            status = process.wait()
-        finally:
-            running.pop(cell.index, None)
-        if status and sweep.state(cell) == WAITING and not stopped:
-            log = sweep.place.out / LOGS / f"{cell.name}.log"
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
-            said = lines[-1].removeprefix("error: ") if lines else "nothing said"
-            reason = f"its process was killed (signal {-status}), perhaps for want of memory" if status < 0 else said
-            write_text(sweep.place.failure_file(cell), f"{reason}\n")
+    def ended(cell: Cell, status: int) -> None:
+        if status and sweep.state(cell) == WAITING:
+            write_text(sweep.place.failure_file(cell), f"{_last_words(sweep.place, cell, status)}\n")
         if sweep.state(cell) == FAILED:
             LOGGER.warning("cell %d (%s) failed: %s", cell.index, cell.name, failure(sweep.place, cell))
-        finished()
+        advance()
 
-    stopped = False
-    pool = ThreadPoolExecutor(processes)
+    Processes(at_a_time, lambda cell, slot: _start(sweep, cell, slot, at_a_time), ended).run(cells)
+
+
+def _last_words(place: Workplace, cell: Cell, status: int) -> str:
+    if status < 0:
+        return f"its process was killed (signal {-status}), perhaps for want of memory"
     try:
-        for _ in pool.map(work, enumerate(cells)):
-            pass
-    except BaseException:
-        stopped = True
-        for process in list(running.values()):
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        lines = _log(place, cell).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1].removeprefix("error: ") if lines else f"its process ended with status {status} and said nothing"
 
 
-def _start(sweep: Sweep, cell: Cell, slot: int, processes: int) -> subprocess.Popen[bytes]:
-    environment = dict(os.environ)
-    gpus = torch.cuda.device_count()
-    if gpus > 1 and "CUDA_VISIBLE_DEVICES" not in environment:
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+def _log(place: Workplace, cell: Cell) -> Path:
+    return place.out / LOGS / f"{cell.name}.log"
+
+
+def _start(sweep: Sweep, cell: Cell, slot: int, at_a_time: int) -> subprocess.Popen[bytes]:
     out = sweep.place.out
-    log = out / LOGS / f"{cell.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    sweep.place.failure_file(cell).unlink(missing_ok=True)
     command = [sys.executable, "-m", "protfold_peft", "compare", str(out / CONFIG)]
     command += ["--out", str(out), "--cell", str(cell.index), "--verbose"]
     command += ["--allow-leakage"] if sweep.leakage.allowed else []
-    with log.open("wb") as handle:
-        # Of a group of its own: Ctrl-C is for the main process, which stops the others.
-        return subprocess.Popen(
-            command, stdout=handle, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
+    return start_logged(command, _log(sweep.place, cell), slot, at_a_time)
 
 
 def run_one(sweep: Sweep, index: int, *, retry: bool = True) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from comparison.conftest import stretch, write
 
-from protfold_peft.comparison import ComparisonConfig, listing, prepare, run_all, run_one, runs, sweep
+from protfold_peft.comparison import ComparisonConfig, listing, prepare, processes, run_all, run_one, runs, sweep
 from protfold_peft.comparison.budgets import largest_rank, ranks_of_budgets
 from protfold_peft.comparison.cells import TRAIN, TUNE, Arm, training_config
 from protfold_peft.comparison.config import TargetsConfig
@@ -112,7 +114,7 @@ def test_a_failed_cell_is_listed_left_alone_and_tried_again_on_request(settings,
 def test_a_process_that_dies_takes_no_other_cell_with_it(settings, tmp_path: Path, monkeypatch, scored) -> None:
     found = made(settings, tmp_path / "out", processes=2)
 
-    def start(own: Any, cell: Any, slot: int, processes: int) -> subprocess.Popen[bytes]:
+    def start(own: Any, cell: Any, slot: int, at_a_time: int) -> subprocess.Popen[bytes]:
         assert slot in (0, 1)
         if cell.index == 1:
             return subprocess.Popen(["sh", "-c", "kill -9 $$"])
@@ -128,6 +130,43 @@ def test_a_process_that_dies_takes_no_other_cell_with_it(settings, tmp_path: Pat
     ]
     monkeypatch.setattr(sweep, "_start", lambda *_: pytest.fail("a cell was started"))
     run_all(found)
+
+
+def test_an_interruption_stops_all_processes_and_fails_no_cell(settings, tmp_path: Path, monkeypatch) -> None:
+    found = made(settings, tmp_path / "out", processes=2, methods={"lorta": {"method": "lorta", "ranks": [1, 2, 3]}})
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*_: Any) -> subprocess.Popen[bytes]:
+        started.append(subprocess.Popen(["sleep", "20"]))
+        if len(started) == 2:
+            main = threading.main_thread().ident
+            threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT)).start()
+        return started[-1]
+
+    monkeypatch.setattr(sweep, "_start", start)
+    # The first stage is the base alone; done, so that two of the others run.
+    monkeypatch.setattr(sweep.Sweep, "state", lambda self, cell: "waiting" if cell.index else "done")
+    # A shell may have told this process to ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_all(found)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [process.returncode for process in started] == [-15, -15]
+    assert not list((tmp_path / "out").glob("cells/*.failed.txt"))
+
+
+def test_the_end_of_a_log_is_the_reason(settings, tmp_path: Path, monkeypatch) -> None:
+    found = made(settings, tmp_path / "out")
+
+    def start(own: Any, cell: Any, slot: int, at_a_time: int) -> subprocess.Popen[bytes]:
+        log = tmp_path / "out" / "logs" / f"{cell.name}.log"
+        return processes.start_logged(["sh", "-c", "echo working; echo 'error: no space left'; exit 2"], log, slot, 1)
+
+    monkeypatch.setattr(sweep, "_start", start)
+    run_all(found)
+    assert {line.split(maxsplit=2)[2] for line in listing(found)} == {"failed: no space left"}
 
 
 def test_an_interrupted_cell_goes_on_from_its_checkpoint(settings, tmp_path: Path, monkeypatch) -> None:
