@@ -9,14 +9,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 Item = TypeVar("Item")
 
 
-class Processes:
+class Processes(Generic[Item]):
     """Runs a command for every item.
 
     Args:
