@@ -11,7 +11,9 @@ import typer
 
 from protfold_peft.cli.adapter import adapter
 from protfold_peft.cli.common import error_boundary
+from protfold_peft.cli.compare import compare
 from protfold_peft.cli.convert import convert
+from protfold_peft.cli.data import data
 from protfold_peft.cli.evaluate import evaluate
 from protfold_peft.cli.finetune import finetune
 from protfold_peft.cli.lm import lm
@@ -28,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (predict, prepare, finetune, convert, evaluate):
+for command in (predict, prepare, finetune, convert, evaluate, compare, data):
     app.command()(command)
 app.add_typer(adapter)
 app.add_typer(lm)

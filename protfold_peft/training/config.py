@@ -63,11 +63,11 @@ class AdapterConfig(_Group):
     """The adapter that is trained.
 
     Attributes:
-        method: The tensor network.
-        rank: Of the shared tensor, or of each of its modes.
+        method: The tensor network, or any method of PEFT by its name (`peft_lora` for its LoRA, `dora`, `vera`, ...).
+        rank: Of the shared tensor, or of each of its modes; None for methods of PEFT that have none.
         alpha: The update is scaled by `alpha / rank`; None takes `rank`, a scale of 1, or 8 if `init` is `rank_stable`.
             Not of tenslora and tera, which have a `scale` among their options.
-        init: How the factors start.
+        init: How the factors start; `authors` is the default of PEFT's own methods.
         options: Further keys of the method's configuration, as `variant` of tenslora or `heads` of tensor_train.
         target_modules: Ends of module paths.
         trunk_modules: Ends of module paths in the folding trunk that are adapted too, if `mode` is trunk.
@@ -75,8 +75,8 @@ class AdapterConfig(_Group):
         start_from: Folder of a saved adapter that is trained on; method, rank and the rest are then that one's.
     """
 
-    method: Literal["lorta", "lotr", "tenslora", "tera", "tensor_train", "lora"] = "lorta"
-    rank: Annotated[int, Field(ge=1)] = 8
+    method: str = "lorta"
+    rank: Annotated[int, Field(ge=1)] | None = 8
     alpha: Positive | None = None
     init: str = "authors"
     options: dict[str, Any] = Field(default={})
@@ -190,6 +190,8 @@ class OptimizationConfig(_Group):
         core_learning_rate: Of the cores of lotr, tenslora and tensor_train; None: `learning_rate`.
         factor_learning_rate: Of the factors of every method but tera; None: `learning_rate`.
         language_model_learning_rate: Of the language model where all weights are trained; None: `learning_rate`.
+        full_parts: What `mode: full` trains, by beginnings of module paths, as `esm` for the language model alone;
+            None: everything.
         warmup_steps: The learning rate rises linearly over these from 0.
         schedule: What it does afterwards: stay, or fall to 0 at the last step.
         weight_decay: AdamW's.
@@ -214,6 +216,7 @@ class OptimizationConfig(_Group):
     core_learning_rate: Positive | None = None
     factor_learning_rate: Positive | None = None
     language_model_learning_rate: Positive | None = None
+    full_parts: Annotated[list[str], Field(min_length=1)] | None = None
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: NotNegative = 0.0

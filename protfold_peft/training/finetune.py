@@ -15,7 +15,6 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from protfold_peft.adapters import DeadAdapterCallback
 from protfold_peft.data import (
     ChainFolder,
     CropDataset,
@@ -40,7 +39,7 @@ from protfold_peft.training.chains import RunChains, read_run_chains
 from protfold_peft.training.config import FinetuneConfig
 from protfold_peft.training.evaluate import Folded, Values, calibration, fold_chains, mean_scores
 from protfold_peft.training.results import FinetuneResult, save_results, warnings_of
-from protfold_peft.training.setup import base_name, load_base, make_trainable
+from protfold_peft.training.setup import adapter_config, base_name, load_base, make_trainable
 from protfold_peft.training.trainer import StructureTrainer
 from protfold_peft.version import __version__
 
@@ -70,6 +69,8 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False, resume: bool = 
     out = Path(config.out)
     working = output.working_folder(out)
     arguments = training_arguments(config, working)
+    if config.mode != "full" and config.adapter.start_from is None:
+        adapter_config(config)  # what is wrong with it is told now, not after the base model was judged
     main = PartialState().is_main_process
     before = output.unfinished(out, config) if resume else None
     if main:
@@ -203,7 +204,10 @@ def make_trainer(
     trainer.add_callback(bad)
     trainer.add_callback(RunningMeanCallback(trainer, bad))
     if training.dead_adapter_check and config.mode != "full":
-        trainer.add_callback(DeadAdapterCallback(model))
+        # Its package builds on this one.
+        from protfold_peft.language.callbacks import dead_adapter_callback
+
+        trainer.add_callback(dead_adapter_callback(model))
     return trainer
 
 

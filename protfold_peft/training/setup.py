@@ -49,7 +49,7 @@ def load_base(config: FinetuneConfig, device: torch.device) -> LoadedModel:
         raise ConfigError(
             "loss.base_divergence and loss.base_distance need a base model beside the trained one: not with mode=full"
         )
-    loaded = load_model(model.name, device=str(device), dtype=_precision(model.dtype, device), quantize=model.quantize)
+    loaded = load_model(model.name, device=str(device), dtype=precision(model.dtype, device), quantize=model.quantize)
     if config.loss.masked_lm:
         if model.masked_lm_head == NEW and config.mode != "full":
             raise ConfigError(
@@ -82,7 +82,14 @@ def make_trainable(loaded: LoadedModel, config: FinetuneConfig) -> Any:
 
 
 def _full(base: Any, config: FinetuneConfig) -> Any:
-    base.requires_grad_(True)
+    parts = config.training.full_parts
+    base.requires_grad_(parts is None)
+    for wanted in parts or ():
+        found = [p for name, p in base.named_parameters() if name == wanted or name.startswith(f"{wanted}.")]
+        if not found:
+            raise ConfigError(f"training.full_parts: the model has no part '{wanted}'; esm is the language model")
+        for parameter in found:
+            parameter.requires_grad_(True)
     unused = [*_NEVER_TRAINED, *(head for term, head in _HEADS.items() if term not in config.loss.weights())]
     for name in unused:
         part = base
@@ -102,13 +109,33 @@ def _adapted(loaded: LoadedModel, config: FinetuneConfig) -> Any:
         with warnings.catch_warnings():
             # PEFT asks transformers under a name that is on its way out.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            model = peft.get_peft_model(loaded.network, _adapter_config(config))
+            model = _with_new_adapter(loaded.network, config)
     model.peft_config["default"].base_model_name_or_path = base_name(config)
     return model
 
 
-def _adapter_config(config: FinetuneConfig) -> Any:
+def _with_new_adapter(network: nn.Module, config: FinetuneConfig) -> Any:
+    settings = adapter_config(config)
+    if config.adapter.method in METHODS:
+        return peft.get_peft_model(network, settings)
+    try:
+        return peft.get_peft_model(network, settings)
+    except (TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"adapter: {config.adapter.method} does not fit this model: {reason}") from error
+
+
+def adapter_config(config: FinetuneConfig) -> Any:
+    """The PEFT configuration of the run's adapter; to be called before anything is computed, too.
+
+    Raises:
+        ConfigError: The method is not known, or a setting is not one of it.
+    """
     settings = config.adapter
+    if settings.method not in METHODS:
+        return _named_config(config)
+    if settings.rank is None:
+        raise ConfigError(f"adapter.rank: {settings.method} needs one")
     face = METHODS[settings.method]
     options: dict[str, Any] = dict(settings.options)
     if "alpha" in {field.name for field in fields(face)}:
@@ -125,8 +152,29 @@ def _adapter_config(config: FinetuneConfig) -> Any:
     return face(r=settings.rank, init=settings.init, target_modules=targets, dropout=settings.dropout, **options)
 
 
-def _precision(dtype: str, device: torch.device) -> str:
-    """What `auto` means here: prediction has the language model in fp16 on a GPU, which cannot be trained."""
+def _named_config(config: FinetuneConfig) -> Any:
+    """Of one of PEFT's own methods, as `protfold lm` makes it."""
+    # Its package builds on this one.
+    from protfold_peft.language.adapter import FULL, make_config
+    from protfold_peft.language.config import AdapterConfig
+
+    settings = config.adapter
+    if settings.method == FULL:
+        raise ConfigError("adapter.method=full: set mode=full to train all weights")
+    named = AdapterConfig(
+        method=settings.method,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        init=None if settings.init == "authors" else settings.init,
+        dropout=settings.dropout,
+        target_modules=[*settings.target_modules, *(settings.trunk_modules if config.mode == "trunk" else [])],
+        options=settings.options,
+    )
+    return make_config(named, None)
+
+
+def precision(dtype: str, device: torch.device) -> str:
+    """What `auto` means in training: prediction has the language model in fp16 on a GPU, which cannot be trained."""
     if dtype == "auto":
         return "bf16/fp32" if device.type == "cuda" else "fp32"
     if "fp16" in dtype.split("/"):

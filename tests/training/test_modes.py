@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 from pathlib import Path
@@ -174,3 +175,47 @@ def test_tensorboard_gets_every_term(settings, tmp_path: Path) -> None:
     for step in (1, 2, 3):
         assert {("train/loss", step), ("train/fape", step), ("train/torsion", step)} <= found
     assert ("train/validation/lddt_ca", 2) in found
+
+
+@pytest.mark.parametrize(
+    ("adapter", "parameters"),
+    [
+        # By hand: 24 square maps of width 256, of rank 2.
+        ({"method": "peft_lora", "rank": 2}, 24 * 2 * (256 + 256)),
+        ({"method": "dora", "rank": 2}, 24 * (2 * (256 + 256) + 256)),
+        # Two vectors of each map: one of the rank, one of the width.
+        ({"method": "vera", "rank": 4, "options": {"d_initial": 0.5}}, 24 * (4 + 256)),
+    ],
+)
+def test_methods_of_peft_train_by_their_names(settings, tmp_path: Path, adapter: dict[str, Any], parameters) -> None:
+    """The saved adapter loads again, and folds as the run says it did."""
+    training = {**FEW, "learning_rate": 1e-2}
+    result = finetune(settings(tmp_path / "out", adapter={"init": "authors", **adapter}, training=training))
+    assert result.trainable_parameters == parameters
+    assert result.adapted["lddt_ca"] != result.base["lddt_ca"]
+    on = {"init": "authors", "start_from": str(result.out), **adapter}
+    again = finetune(settings(tmp_path / "on", adapter=on, training={**FEW, "steps": 1, "learning_rate": 1e-12}))
+    assert again.adapted["lddt_ca"] == pytest.approx(result.adapted["lddt_ca"], abs=1e-4)
+
+
+def test_an_unknown_method_is_told_before_anything_is_computed(settings, tmp_path: Path, monkeypatch) -> None:
+    module = importlib.import_module("protfold_peft.training.finetune")
+    monkeypatch.setattr(module, "load_base", lambda *_: pytest.fail("the model was loaded"))
+    for adapter, words in (
+        ({"method": "lotra"}, "adapter.method='lotra' is not known; did you mean 'lotr'"),
+        ({"method": "full"}, "set mode=full"),
+        ({"method": "ia3"}, "adapter.rank: ia3 has no such setting; set it to null"),
+        ({"method": "lorta", "rank": None}, "adapter.rank: lorta needs one"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            finetune(settings(tmp_path / "out", adapter={"init": "authors", **adapter}))
+
+
+def test_full_mode_can_be_kept_to_the_language_model(settings, tmp_path: Path) -> None:
+    training = {**FEW, "learning_rate": 1e-4, "full_parts": ["esm"]}
+    result = finetune(settings(tmp_path / "out", mode="full", training=training))
+    before, after = build_mini().state_dict(), load_file(result.out / "model.safetensors")
+    moved = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
+    assert moved == {"esm"}
+    with pytest.raises(ConfigError, match="the model has no part 'esn'"):
+        finetune(settings(tmp_path / "other", mode="full", training={**FEW, "full_parts": ["esn"]}))

@@ -1,0 +1,103 @@
+"""`protfold compare`: methods, ranks and seeds on held-out targets; tables, plots and a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from protfold_peft.cli.common import SOME_FAILED, DebugOption, VerboseOption, error_boundary
+
+_RUNNING = "Running"
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to compare, on what, and how.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Keys to change, e.g. seeds=[0] finetune.training.steps=20."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the results; instead of the configuration's 'out'."),
+    ] = None,
+    cell: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Run this cell alone, as an element of a job array.", metavar="I", rich_help_panel=_RUNNING
+        ),
+    ] = None,
+    list_cells: Annotated[
+        bool, typer.Option("--list", help="Say what cells there are and how they stand.", rich_help_panel=_RUNNING)
+    ] = False,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Run cells that failed before again.", rich_help_panel=_RUNNING)
+    ] = False,
+    allow_leakage: Annotated[
+        bool,
+        typer.Option(
+            "--allow-leakage",
+            help="Go on although targets resemble what is learnt; every output says so.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = False,
+    collect: Annotated[
+        bool,
+        typer.Option("--collect", help="Run nothing; gather what is done.", rich_help_panel="Output"),
+    ] = False,
+    report_only: Annotated[
+        bool,
+        typer.Option("--report-only", help="Make every output anew from results.parquet.", rich_help_panel="Output"),
+    ] = False,
+    verbose: VerboseOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compare adapter methods and ranks on held-out targets.
+
+    Every method, rank and seed is a fine-tuning run on the same data, in the same order, for as many steps. Learning
+    rates are chosen on the validation chains. Run it again after an interruption: what is done is not done again.
+
+    Exit status: 0 all cells done, 1 some failed or missing, 2 nothing could start, 130 interrupted.
+    """
+    with error_boundary(debug=debug):
+        from protfold_peft import comparison
+        from protfold_peft.configuration import read_config
+        from protfold_peft.errors import ConfigError
+        from protfold_peft.runtime import configure_logging
+
+        configure_logging(verbose=verbose)
+        settings = read_config(comparison.ComparisonConfig, config, overrides or ())
+        if out is not None:
+            settings = settings.model_copy(update={"out": str(out)})
+        if sum((cell is not None, list_cells, collect, report_only)) > 1:
+            raise ConfigError("--cell, --list, --collect and --report-only exclude each other")
+        if settings.out is None:
+            raise ConfigError("no output folder: give --out, or the key 'out' in the configuration")
+        folder = Path(settings.out)
+        if report_only:
+            comparison.write_outputs(comparison.load(folder / comparison.TABLE), folder)
+            typer.echo(f"outputs made anew in {folder}")
+            return
+        sweep = comparison.prepare(settings, allow_leakage=allow_leakage)
+        if list_cells:
+            typer.echo("\n".join(comparison.listing(sweep)))
+            return
+        if cell is not None:
+            state = comparison.run_one(sweep, cell)
+            typer.echo(f"cell {cell} ({sweep.cells[cell].name}): {state}")
+            return
+        if not collect:
+            comparison.run_all(sweep, retry=retry)
+        results = comparison.collect(sweep)
+        comparison.save(results, folder)
+        paragraphs = comparison.write_outputs(results, folder)
+        typer.echo("\n".join(paragraphs))
+        failed, missing = results.facts["failed"], results.facts["missing"]
+        for name, why in failed.items():
+            typer.echo(f"failed: {name}: {why} (try again with --retry)", err=True)
+        if missing:
+            typer.echo(f"not done yet: {', '.join(missing)}", err=True)
+        typer.echo(f"results, tables, plots and report.html in {folder}")
+        if failed or missing:
+            raise typer.Exit(SOME_FAILED)

@@ -1,0 +1,21 @@
+"""Sweeps of adapter methods and ranks on held-out targets: runs, scores, statistics, tables, plots, the report."""
+
+from protfold_peft.comparison.config import ComparisonConfig
+from protfold_peft.comparison.outputs import write_outputs
+from protfold_peft.comparison.results import TABLE, Results, collect, load, save
+from protfold_peft.comparison.sweep import Sweep, listing, prepare, run_all, run_one
+
+__all__ = [
+    "TABLE",
+    "ComparisonConfig",
+    "Results",
+    "Sweep",
+    "collect",
+    "listing",
+    "load",
+    "prepare",
+    "run_all",
+    "run_one",
+    "save",
+    "write_outputs",
+]

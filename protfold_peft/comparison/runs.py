@@ -1,0 +1,282 @@
+"""One cell of a comparison from beginning to end: train, unless that is done; fold the targets; keep the scores.
+
+`OUT/trainings` has the folders of `protfold finetune`, `OUT/cells` a file of scores for every cell that is done and a
+file of what went wrong for every one that failed, `OUT/models` the models of the targets. The base model's predictions
+of the validation chains are made once, by cell 0, and lent to every training that starts afterwards.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import statistics
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from protfold_peft.comparison.cells import BASE, TUNE, Arm, Cell, grid_of, training_config, training_name
+from protfold_peft.comparison.config import FULL, ComparisonConfig
+from protfold_peft.comparison.leakage import fingerprint
+from protfold_peft.comparison.scoring import judge
+from protfold_peft.comparison.targets import Target
+from protfold_peft.configuration import check
+from protfold_peft.errors import ConfigError, ProtfoldError
+from protfold_peft.files import write_text
+from protfold_peft.folding.load import LoadedModel, load_model
+from protfold_peft.runtime import LOGGER, peak_memory, resolve_device
+from protfold_peft.training import finetune, output, predictions
+from protfold_peft.training.callbacks import read_rows
+from protfold_peft.training.chains import read_run_chains
+from protfold_peft.training.config import FinetuneConfig
+from protfold_peft.training.evaluate import fold_chains
+from protfold_peft.training.setup import precision
+
+CELLS, TRAININGS, MODELS, LOGS = "cells", "trainings", "models", "logs"
+# Settings of a finished training that say nothing about its result.
+_FREE = {("out",), ("model", "device"), ("data", "workers")}
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a comparison works, and on what.
+
+    Attributes:
+        out: Its folder.
+        config: Its settings.
+        targets: Of all sets.
+    """
+
+    out: Path
+    config: ComparisonConfig
+    targets: Sequence[Target]
+
+    def scores_file(self, cell: Cell) -> Path:
+        return self.out / CELLS / f"{cell.name}.json"
+
+    def failure_file(self, cell: Cell) -> Path:
+        return self.out / CELLS / f"{cell.name}.failed.txt"
+
+    def training_folder(self, arm: Arm, learning_rate: float, seed: int) -> Path:
+        return self.out / TRAININGS / training_name(arm, learning_rate, seed)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what the targets are."""
+        return fingerprint([[t.group, t.name, t.kind, t.sequence, t.span, t.length] for t in self.targets])
+
+
+def done(place: Workplace, cell: Cell) -> dict[str, Any] | None:
+    """What a finished cell holds; None for one that is not, or was of other settings or targets."""
+    try:
+        content = json.loads(place.scores_file(cell).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if content["of"] == _fingerprint(place, cell, content["cell"]["learning_rate"]) else None
+
+
+def _fingerprint(place: Workplace, cell: Cell, rate: float | None) -> str:
+    """Of all that a cell's content depends on."""
+    if cell.arm is None or rate is None:
+        settings: dict[str, Any] = {"model": place.config.finetune.model.model_dump()}
+    else:
+        settings = training_config(place.config, cell.arm, rate, cell.seed).model_dump()
+    for *groups, name in _FREE:
+        within = settings
+        for group in groups:
+            within = within.get(group, {})
+        within.pop(name, None)
+    return fingerprint([settings, None if cell.kind == TUNE else place.fingerprint])
+
+
+def run_cell(place: Workplace, cell: Cell) -> None:
+    """Do a cell; what goes wrong is kept in its file and raised.
+
+    Raises:
+        ProtfoldError: Of the training or of the judgement.
+    """
+    # Without its learning rate a cell cannot start, which is no failure of its own.
+    rate = None if cell.arm is None else cell.learning_rate or chosen_rate(place, cell.arm)
+    try:
+        content = _run(place, cell, rate)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        write_text(place.failure_file(cell), f"{reason}\n\n{traceback.format_exc()}")
+        raise
+    write_text(place.scores_file(cell), json.dumps(content, allow_nan=False) + "\n")
+    place.failure_file(cell).unlink(missing_ok=True)
+
+
+def _run(place: Workplace, cell: Cell, rate: float | None) -> dict[str, Any]:
+    content: dict[str, Any] = {"cell": _described(cell, rate), "of": _fingerprint(place, cell, rate)}
+    if cell.arm is None or rate is None:
+        rows, facts = _judged(place, cell, None)
+        return {**content, "facts": facts, "rows": rows}
+    folder = place.training_folder(cell.arm, rate, cell.seed)
+    _train(folder, training_config(place.config, cell.arm, rate, cell.seed, str(folder)))
+    facts = _facts_of_training(folder)
+    if cell.kind == TUNE:
+        return {**content, "facts": facts}
+    rows, own = _judged(place, cell, folder)
+    return {**content, "facts": {**facts, **own}, "rows": rows}
+
+
+def _described(cell: Cell, rate: float | None) -> dict[str, Any]:
+    return {
+        "name": cell.name,
+        "kind": cell.kind,
+        "method": BASE if cell.arm is None else cell.arm.method,
+        "rank": None if cell.arm is None else cell.arm.rank,
+        "seed": None if cell.arm is None else cell.seed,
+        "learning_rate": rate,
+    }
+
+
+def _train(folder: Path, config: FinetuneConfig) -> None:
+    """Train, going on from where an earlier try was stopped; nothing to do where it was finished.
+
+    Raises:
+        ConfigError: The folder holds the result of other settings.
+    """
+    if (folder / output.RESULTS).is_file():
+        before = check(
+            FinetuneConfig,
+            yaml.safe_load((folder / output.CONFIG).read_text(encoding="utf-8")),
+            {},
+            str(folder / output.CONFIG),
+        )
+        changed = _changed(before.model_dump(), config.model_dump())
+        if changed:
+            raise ConfigError(
+                f"{folder} was trained with other settings ({changed}): take another --out, or remove that folder"
+            )
+        return
+    LOGGER.info("training %s", folder.name)
+    lent = base_file(folder.parents[1], config)
+    if lent.is_file() and not output.working_folder(folder).exists():
+        shutil.copyfile(lent, output.make_working_folder(folder, config) / output.BASE)
+    finetune(config, resume=True)
+
+
+def base_file(out: Path, config: FinetuneConfig) -> Path:
+    """Where the base model's predictions of a training's validation chains are, for this model and these chains."""
+    chains = {name: getattr(config.data, name) for name in ("folder", "table", "where", "min_length", "max_length")}
+    others = [source.model_dump() if source else None for source in (config.data.validation, config.data.outside)]
+    model = config.model.model_dump(exclude={"device"})
+    return out / CELLS / f"{BASE}_validation_{fingerprint([chains, others, model])}.safetensors"
+
+
+def _fold_validation(place: Workplace, model: LoadedModel) -> None:
+    """Fold the validation chains with the base model, as every training would."""
+    config = place.config.finetune
+    file = base_file(place.out, config)
+    if file.is_file():
+        return
+    chains = read_run_chains(config)
+    recycles = model.default_recycles if config.model.recycles is None else config.model.recycles
+    predictions.save(file, list(fold_chains(model.network, [*chains.judged, *chains.outside], recycles)))
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any], prefix: tuple[str, ...] = ()) -> str:
+    """The first setting that differs, dotted; empty if none does."""
+    for name in {**old, **new}:
+        key = (*prefix, name)
+        a, b = old.get(name), new.get(name)
+        if key in _FREE:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            if found := _changed(a, b, key):
+                return found
+        elif a != b:
+            return f"{'.'.join(key)} was {a!r} and is {b!r}"
+    return ""
+
+
+def _facts_of_training(folder: Path) -> dict[str, Any]:
+    results = json.loads((folder / output.RESULTS).read_text(encoding="utf-8"))
+    weights = next(
+        folder / name for name in (output.ADAPTER_WEIGHTS, output.MODEL_WEIGHTS) if (folder / name).is_file()
+    )
+    return {
+        "parameters": results["trainable_parameters"],
+        "file_bytes": weights.stat().st_size,
+        "step_seconds": step_seconds(folder / output.METRICS),
+        "peak_memory_bytes": results["peak_memory_bytes"],
+        "train_seconds": results["seconds"],
+        "steps": results["steps"],
+        "validation": results["adapted"],
+        "validation_base": results["base"],
+        "judged_on": results["judged_on"],
+    }
+
+
+def step_seconds(metrics: Path) -> float | None:
+    """The median time of a step, from the log's rows; None for fewer than two rows."""
+    rows = [(float(row["step"]), float(row["seconds"])) for row in read_rows(metrics)]
+    times = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(rows) if b[0] > a[0] and b[1] > a[1]]
+    return statistics.median(times) if times else None
+
+
+def _judged(place: Workplace, cell: Cell, folder: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    start = time.monotonic()
+    settings = place.config.finetune.model
+    full = cell.arm is not None and place.config.methods[cell.arm.method].method == FULL
+    device = resolve_device(settings.device)
+    model = load_model(
+        folder if full else settings.name,
+        adapter=None if full else folder,
+        device=str(device),
+        dtype=precision(settings.dtype, device),
+        quantize=None if full else settings.quantize,
+    )
+    models = place.out / MODELS / cell.name
+    shutil.rmtree(models, ignore_errors=True)
+    rows = judge(model, place.targets, settings.recycles, models)
+    facts: dict[str, Any] = {"judge_seconds": time.monotonic() - start}
+    if folder is None:
+        _fold_validation(place, model)
+        facts |= {"parameters": 0, "file_bytes": 0, "peak_memory_bytes": peak_memory(device), "model": model.id}
+    return rows, facts
+
+
+def rates_of(place: Workplace, arm: Arm) -> dict[float, float | None]:
+    """Mean validation lDDT-CA of every learning rate of an arm that was tried; None where none of its runs gave one.
+
+    Raises:
+        ConfigError: A run that is to choose is neither done nor failed.
+    """
+    found: dict[float, float | None] = {}
+    for rate in grid_of(place.config, arm):
+        scores = []
+        for seed in place.config.seeds[: place.config.tuning_seeds]:
+            cell = Cell(-1, TUNE, arm, seed, rate)
+            content = done(place, cell)
+            if content is None and not place.failure_file(cell).is_file():
+                raise ConfigError(f"the learning rate of {arm.label} is not chosen yet: run cell {cell.name} first")
+            value = None if content is None else content["facts"]["validation"]["lddt_ca"]
+            scores.append(value)
+        known = [score for score in scores if score is not None]
+        # A rate that fails from some seeds is no better than one that fails from all.
+        found[rate] = statistics.fmean(known) if len(known) == len(scores) else None
+    return found
+
+
+def chosen_rate(place: Workplace, arm: Arm) -> float:
+    """The learning rate of an arm with the best mean lDDT-CA on the validation chains, the smaller one of equals.
+
+    Raises:
+        ConfigError: As `rates_of`.
+        ProtfoldError: Every learning rate failed.
+    """
+    grid = grid_of(place.config, arm)
+    if len(grid) == 1:
+        return grid[0]
+    scores = {rate: score for rate, score in rates_of(place, arm).items() if score is not None}
+    if not scores:
+        raise ProtfoldError(f"{arm.label}: training failed at every learning rate; add smaller ones to its grid")
+    return max(sorted(scores), key=lambda rate: scores[rate])
