@@ -219,3 +219,13 @@ def test_full_mode_can_be_kept_to_the_language_model(settings, tmp_path: Path) -
     assert moved == {"esm"}
     with pytest.raises(ConfigError, match="the model has no part 'esn'"):
         finetune(settings(tmp_path / "other", mode="full", training={**FEW, "full_parts": ["esn"]}))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "bf16/fp32"])
+def test_half_precision_gives_nearly_the_same_loss(settings, tmp_path: Path, dtype: str) -> None:
+    """bf16 has three digits; the factors stay fp32."""
+    plain = finetune(settings(tmp_path / "plain", training=FEW))
+    half = finetune(settings(tmp_path / "half", model={"dtype": dtype}, training=FEW))
+    assert half.final_loss == pytest.approx(plain.final_loss, rel=0.05)
+    assert half.final_loss != plain.final_loss
+    assert all(w.dtype == torch.float32 for w in load_file(half.out / "adapter_model.safetensors").values())
