@@ -26,7 +26,7 @@ def launched(config: Path, out: Path, processes: int) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("mode", ["adapter", "full"])
+@pytest.mark.parametrize("mode", ["adapter", pytest.param("full", marks=pytest.mark.slow)])
 def test_two_processes_give_the_curve_of_one(settings, tmp_path: Path, mode: str) -> None:
     loss = {"fape": 1.0, "distogram": 0.3}
     config = settings(tmp_path / "one", mode=mode, training=TRAINING, loss=loss, data={"crop_size": 12})
