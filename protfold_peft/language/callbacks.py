@@ -16,6 +16,7 @@ from protfold_peft.adapters import DeadAdapterCallback, TensorAdapterModel
 from protfold_peft.adapters.checks import DeadAdapterError
 from protfold_peft.adapters.optimization import DEAD_AFTER_STEPS
 from protfold_peft.errors import NonFiniteError
+from protfold_peft.training import checkpoints
 
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "validation", "seconds")
 
@@ -46,7 +47,8 @@ class ProgressCallback(TrainerCallback):
 class LogCallback(TrainerCallback):
     """One row per logged step and per evaluation, written through at once so that a run can be watched.
 
-    The loss is the mean since the last row. A resumed run goes on behind the rows up to its checkpoint.
+    Every checkpoint is marked when it is whole. The loss is the mean since the last row. A resumed run goes on behind
+    the rows up to its checkpoint.
 
     Args:
         path: The file.
@@ -77,6 +79,11 @@ class LogCallback(TrainerCallback):
         # The last step is logged whether or not it is a multiple of `log_every`.
         if state.global_step == state.max_steps:
             control.should_log = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Everything else of the checkpoint is on the disk by now; without the marker it is never resumed.
+        if state.is_world_process_zero:
+            checkpoints.mark_complete(self.path.parent / f"{checkpoints.PREFIX}{state.global_step}")
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any

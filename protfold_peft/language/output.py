@@ -12,9 +12,8 @@ import re
 import shutil
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from protfold_peft.errors import ConfigError
+from protfold_peft.training import checkpoints
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
@@ -44,19 +43,19 @@ def working_folder(out: Path) -> Path:
 
 
 def make_working_folder(out: Path, *, resume: bool) -> tuple[Path, str | None]:
-    """The working folder for `out`, and the checkpoint to go on from.
+    """The working folder for `out`, and the newest checkpoint that is whole, to go on from.
 
     Without `resume`, what a run left there that did not finish is removed.
 
     Raises:
-        ConfigError: It cannot be made, holds what no run has written, or has no checkpoint to resume from.
+        ConfigError: It cannot be made, holds what no run has written, or has no whole checkpoint to resume from.
     """
     working = working_folder(out)
     if resume:
-        last = get_last_checkpoint(str(working)) if working.is_dir() else None
+        last = checkpoints.newest(working)
         if last is None:
-            raise ConfigError(f"{working} has no checkpoint to resume from (training.save_every makes them)")
-        return working, last
+            raise ConfigError(f"{working} has no whole checkpoint to resume from (training.save_every makes them)")
+        return working, str(last)
     try:
         if working.is_dir():
             strangers = [each.name for each in working.iterdir() if not _is_ours(each)]

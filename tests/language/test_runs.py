@@ -212,7 +212,7 @@ def test_preferences_go_on_from_an_instructed_adapter_which_is_the_reference(set
 
 @pytest.mark.parametrize("task", ["classify", "dpo", "mlm"])
 def test_a_resumed_run_ends_as_a_whole_one(settings, lm, tmp_path, monkeypatch, task):
-    """Interrupted after step 8, of which there is a checkpoint."""
+    """Interrupted after step 8, of which there is a checkpoint; a later one that is half-written is passed over."""
     config = settings(task, adapter={"dropout": 0.1}, training={"keep_best": False, "save_every": 4})
     assert lm(task, config, "--out", tmp_path / "whole").exit_code == 0
 
@@ -224,6 +224,9 @@ def test_a_resumed_run_ends_as_a_whole_one(settings, lm, tmp_path, monkeypatch, 
         patch.setattr(language.run.__globals__["ProgressCallback"], "on_step_end", interrupt)
         assert lm(task, config, "--out", tmp_path / "cut").exit_code == 130
     assert not (tmp_path / "cut").exists()
+    half = tmp_path / "cut.partial" / "checkpoint-9"
+    half.mkdir()
+    (half / "trainer_state.json").write_text('{"global_step": 9')
     resumed = lm(task, config, "--out", tmp_path / "cut", "--resume")
     assert resumed.exit_code == 0, resumed.stderr
     assert_same(adapter_of(tmp_path / "cut"), adapter_of(tmp_path / "whole"))
@@ -400,7 +403,7 @@ def test_results_are_not_replaced_unasked(settings, lm, tmp_path):
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
     resumed = lm("sft", config, "--overwrite", "--resume")
     assert resumed.exit_code == 2
-    assert "no checkpoint to resume from" in resumed.stderr
+    assert "no whole checkpoint to resume from" in resumed.stderr
 
 
 @pytest.mark.slow
