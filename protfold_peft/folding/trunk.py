@@ -233,7 +233,9 @@ class FoldingTrunk(EsmFoldingTrunk):
             self._graphs.load(self.blocks, self.autocast_dtype)
         return True
 
-    def _blocks(self, s: Tensor, z: Tensor, mask: Tensor, *, fused: bool = False, graphs: bool = False) -> tuple[Tensor, Tensor]:
+    def _blocks(
+        self, s: Tensor, z: Tensor, mask: Tensor, *, fused: bool = False, graphs: bool = False
+    ) -> tuple[Tensor, Tensor]:
         if fused:
             with torch.autocast(s.device.type, enabled=False):
                 return self._graphs.run(self.blocks, s, z, mask, graphs=graphs)

@@ -38,7 +38,15 @@ def layers(block: Any) -> list[nn.Module]:
         found += [m.layer_norm_in, m.linear_a_p, m.linear_b_p, m.linear_a_g, m.linear_b_g, m.layer_norm_out]
         found += [m.linear_z, m.linear_g]
     for a in (block.tri_att_start, block.tri_att_end):
-        found += [a.layer_norm, a.linear, a.mha.linear_q, a.mha.linear_k, a.mha.linear_v, a.mha.linear_g, a.mha.linear_o]
+        found += [
+            a.layer_norm,
+            a.linear,
+            a.mha.linear_q,
+            a.mha.linear_k,
+            a.mha.linear_v,
+            a.mha.linear_g,
+            a.mha.linear_o,
+        ]
     return found
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from protfold_peft.folding.kernels.triton_attention import _precision
 
+
 @triton.jit
 def _normalised(z, weight, bias, eps, C: tl.constexpr):
     """Layer norm of a tile `(positions, C)` in fp32."""
@@ -103,9 +104,10 @@ def _multiply_out(
     p = tl.load(P + planes[None, :] + i * m + j[:, None], mask=inside, other=0.0).to(tl.float32)
     y = _normalised(p, tl.load(GAIN + c).to(tl.float32), tl.load(SHIFT + c).to(tl.float32), eps, C)
     w_at = c[None, :] * C + c[:, None]
+    kind = WZ.dtype.element_ty
+    u = tl.dot(y.to(kind), tl.load(WZ + w_at), input_precision=PRECISION) + tl.load(BZ + c).to(tl.float32)[None, :]
     x = tl.load(X + at, mask=inside, other=0.0)
     g = tl.dot(x, tl.load(WG + w_at), input_precision=PRECISION) + tl.load(BG + c).to(tl.float32)[None, :]
-    u = tl.dot(y.to(x.dtype), tl.load(WZ + w_at), input_precision=PRECISION) + tl.load(BZ + c).to(tl.float32)[None, :]
     z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32)
     z += u / (1.0 + tl.exp2(-g * LOG2E))
     tl.store(Z + at, z.to(Z.dtype.element_ty), mask=inside)
@@ -135,9 +137,7 @@ def _transition_kernel(
 
 
 @triton.jit
-def _linear_add(
-    Z, X, W, BIAS, count, C: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr
-):
+def _linear_add(Z, X, W, BIAS, count, C: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     inside = (place < count)[:, None]
     c, k = tl.arange(0, C), tl.arange(0, K)
@@ -149,9 +149,7 @@ def _linear_add(
 
 
 @triton.jit
-def _outer_add(
-    Z, QK, W, BIAS, n, C: tl.constexpr, K: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr
-):
+def _outer_add(Z, QK, W, BIAS, n, C: tl.constexpr, K: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr):
     i = tl.program_id(1).to(tl.int64)
     sample = tl.program_id(2).to(tl.int64)
     j = tl.program_id(0) * BP + tl.arange(0, BP)
@@ -175,7 +173,22 @@ def norm(z: Tensor, gain: Tensor, shift: Tensor, eps: float, dtype: torch.dtype)
     count = z.numel() // c
     bm = max(1, 4096 // c)
     _norm_kernel[(triton.cdiv(count, bm),)](
-        z, x, gain, shift, gain, x, x, count, 1, 1, eps, C=c, H=0, BM=bm, STORE=True, TRANSPOSED=False,
+        z,
+        x,
+        gain,
+        shift,
+        gain,
+        x,
+        x,
+        count,
+        1,
+        1,
+        eps,
+        C=c,
+        H=0,
+        BM=bm,
+        STORE=True,
+        TRANSPOSED=False,
         PRECISION="ieee",
     )
     return x
