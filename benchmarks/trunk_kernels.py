@@ -1,11 +1,12 @@
 """Time and peak memory of the trunk's parts at ESMFold's own widths, with random weights.
 
-    python benchmarks/trunk_kernels.py                      # bf16, 128, 256, 512 residues, and 1024 forward; under a minute
-    python benchmarks/trunk_kernels.py --sweep              # also the tiles of triangle attention
+    python benchmarks/trunk_kernels.py               # bf16, 128, 256, 512 residues, and 1024 forward; a minute
+    python benchmarks/trunk_kernels.py --sweep       # also the tiles of triangle attention
     python benchmarks/trunk_kernels.py --json kernels.json
 
 Milliseconds are medians between CUDA events; memory is the peak above what was held before. `stock` is transformers'
-code under autocast, `torch` this package with `reference_kernels()`, `fused` its Triton kernels, `graph` these recorded.
+code under autocast, `torch` this package with `reference_kernels()`, `fused` its Triton kernels, `graph` these
+recorded.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -231,7 +233,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bf16", "fp16"), default="bf16")
     parser.add_argument("--blocks", type=int, default=48)
     parser.add_argument("--sweep", action="store_true")
-    parser.add_argument("--json")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("this benchmark needs a CUDA device")
@@ -261,7 +263,7 @@ def main() -> None:
         if options.sweep and n in (256, 512):
             swept += sweep(n, dtype)
         if options.json:
-            with open(options.json, "w") as file:
+            with options.json.open("w") as file:
                 json.dump(
                     {"machine": machine, "dtype": options.dtype, "rows": table.rows, "sweep": swept}, file, indent=1
                 )

@@ -24,7 +24,7 @@ from transformers.models.esm.modeling_esmfold import (
 
 from protfold_peft.folding import kernels
 from protfold_peft.folding.attention import SequenceAttention, TriangleAttention, row_slices
-from protfold_peft.folding.structure_module import InvariantPointAttention
+from protfold_peft.folding.structure_module import StructureModule
 from protfold_peft.structure.residues import RESTYPE_INDEX, UNKNOWN
 
 GLYCINE = RESTYPE_INDEX["G"]
@@ -170,7 +170,7 @@ class FoldingTrunk(EsmFoldingTrunk):
         with without_blocks(config):
             super().__init__(config)
         self.blocks = nn.ModuleList([TrunkBlock(config) for _ in range(config.num_blocks)])
-        self.structure_module.ipa = InvariantPointAttention(config.structure_module)
+        self.structure_module = StructureModule(config.structure_module)
         self.chunk_size: int | None = None
         self.autocast_dtype: torch.dtype | None = None
         self._graphs: Any = None
@@ -198,6 +198,10 @@ class FoldingTrunk(EsmFoldingTrunk):
         # passes keep the zero coordinates that the published weights saw for unknown residues.
         known = aatype.masked_fill(aatype == UNKNOWN, GLYCINE)
 
+        bins = self.pairwise_positional_embedding.bins
+        separations = (residue_index[:, None, :] - residue_index[:, :, None]).clamp(-bins, bins) + bins + 1
+        separations = separations * (mask[:, None, :] * mask[:, :, None]).long()  # 0: pairs with padding
+
         fused = (recycles > 0 or not torch.is_grad_enabled()) and self._load_kernels(seq_feats.device)
         # A graph keeps what it works in: not beside the activations of training.
         graphs = kernels.settings().graphs and not torch.is_grad_enabled()
@@ -206,7 +210,7 @@ class FoldingTrunk(EsmFoldingTrunk):
             with torch.set_grad_enabled(torch.is_grad_enabled() and last):
                 s = seq_feats + self.recycle_s_norm(s.detach())
                 z = self.recycle_z_norm(z.detach()) + self.recycle_disto(recycle_bins)
-                z = z + self.pairwise_positional_embedding(residue_index, mask=mask.long())
+                z = z + self.pairwise_positional_embedding.embedding(separations)
                 s, z = self._blocks(s, z, mask, fused=fused and not torch.is_grad_enabled(), graphs=graphs)
                 structure = self.structure_module(
                     {"single": self.trunk2sm_s(s), "pair": self.trunk2sm_z(z)}, known if last else aatype, mask

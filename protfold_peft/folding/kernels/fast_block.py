@@ -165,7 +165,7 @@ def _update_sequence(s: Tensor, z: Tensor, mask: Tensor, w: PackedBlock) -> Tens
 
 def _attend_(z: Tensor, mask: Tensor, w: PackedAttention, *, starting: bool) -> None:
     """Add triangle attention to `z` `(b, n, n, c)` in place."""
-    b, n, _, c = z.shape
+    b, n = z.shape[:2]
     x, bias = pair.norm_and_bias(z, *w.norm, w.bias, mask, transposed=not starting)
     assert x is not None
     inner = w.projections[0].shape[0]
