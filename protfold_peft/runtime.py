@@ -123,7 +123,9 @@ def peak_memory(device: torch.device) -> int | None:
 def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` count from now on; on a CPU this works on Linux alone."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        # Before its first use there is nothing to forget, and asking for it is an error.
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
