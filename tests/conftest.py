@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-# The models here are so small that a second thread only waits; also for the programs that tests start.
+# The models here are so small that a second thread only waits; also for the programs that tests start. Of several
+# workers, each has one core.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
