@@ -90,12 +90,11 @@ def attention(table: Table, n: int, dtype: torch.dtype, backward: bool) -> None:
         q, k, v = heads(x)
         return (((q * scale) @ k.transpose(-1, -2) + bias[:, None]).softmax(-1) @ v).transpose(2, 3)
 
-    def fused(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        q, k, v = heads(x)
-        return row_attention(q * scale, k, v, bias).transpose(2, 3)
-
     ways: dict[str, Callable[..., torch.Tensor]] = {"plain": plain} if n <= 512 else {}
-    ways |= {"torch": fused, "triton": lambda x, bias: triangle_attention(x, bias, scale)}
+    ways |= {
+        "torch": lambda x, bias: row_attention(x, bias, scale),
+        "triton": lambda x, bias: triangle_attention(x, bias, scale),
+    }
     if kernels.has_cuequivariance():
         ways["cuequivariance"] = lambda x, bias: cuequivariance_attention(x, bias, scale)
     for how, way in ways.items():
