@@ -41,8 +41,9 @@ class _RowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor, scale: float) -> Tensor:
-        q, k, v = x.transpose(1, 3).unbind(2)
-        mask = bias.expand(q.shape[0], *bias.shape)
+        q, k, v = x.detach().transpose(1, 3).unbind(2)
+        # Detached: for a bias that asks for a gradient PyTorch gives up its fused kernels.
+        mask = bias.detach().expand(q.shape[0], *bias.shape)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
         ctx.save_for_backward(x, bias, out)
         ctx.scale = scale
