@@ -16,7 +16,6 @@ from typing import Any
 
 import peft
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from protfold_peft.adapters import LoRTAConfig
@@ -26,6 +25,7 @@ from protfold_peft.errors import ConfigError
 from protfold_peft.folding.checkpointing import set_checkpointing
 from protfold_peft.folding.model import EsmFold
 from protfold_peft.folding.quantize import quantize_language_model
+from protfold_peft.training.made import made_batch
 from protfold_peft.training.memory import choose, held_bytes, measure_footprint, usable
 from protfold_peft.training.objective import structure_loss
 
@@ -124,7 +124,7 @@ def _training(
     half = device.type == "cuda" and not route.ours
 
     def backward(length: int) -> None:
-        batch = made_batch(length, device)
+        batch = made_batch(length, 1, device)
         arguments = {"recycles": 0} if route.ours else {"num_recycles": 0}
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
             output = model(batch["input_ids"], batch["attention_mask"], **arguments)
@@ -152,23 +152,11 @@ def _training(
             except torch.OutOfMemoryError:
                 release(device)
                 return {"error": OUT_OF_MEMORY}
+            finally:
+                optimizer.zero_grad()
             set_checkpointing(base, kept_layers=plan.kept_layers, kept_blocks=plan.kept_blocks, offload=route.offload)
             told = {"plan": plan.described, "expected_peak": plan.peak}
     row = measure(step, device, seconds=seconds)
     if "seconds" in row:
         row["residues_per_second"] = crop / row["seconds"]
     return row | told
-
-
-def made_batch(length: int, device: torch.device) -> dict[str, Tensor]:
-    """One sample of `length` residues as the losses want it, its atoms on a random walk."""
-    generator = torch.Generator(device).manual_seed(length)
-    ids = torch.randint(0, 20, (1, length), device=device, generator=generator)
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "position_ids": torch.arange(length, device=device)[None],
-        "atom_positions": torch.randn(1, length, 37, 3, device=device, generator=generator).cumsum(1),
-        "atom_mask": torch.ones(1, length, 37, dtype=torch.bool, device=device),
-        "clamped": torch.ones(1, dtype=torch.bool, device=device),
-    }

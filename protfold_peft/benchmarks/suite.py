@@ -31,6 +31,8 @@ from protfold_peft.runtime import LOGGER, resolve_device
 _FRUGAL = {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
 _MEMORY = ("peak", "activations")
 _SCORED = (128, 256)
+# Of tables that go to a file.
+_WIDTH = 110
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def run_and_tell(benchmark: Benchmark) -> int:
     """
     rows: list[dict[str, Any]] = []
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
     screen = Console(stderr=True)
     told = machine(benchmark.device)
     console.print(" | ".join(headline(told, benchmark)), highlight=False)

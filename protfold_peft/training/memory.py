@@ -12,7 +12,7 @@ import re
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,11 @@ from torch.utils._pytree import tree_leaves
 from protfold_peft.errors import ConfigError
 from protfold_peft.folding.checkpointing import set_checkpointing
 from protfold_peft.folding.model import EsmFold
+from protfold_peft.runtime import resident_memory
+from protfold_peft.training.config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from protfold_peft.training.trainer import StructureTrainer
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(MB|GB|MiB|GiB)\s*")
@@ -194,6 +199,60 @@ def enough(peak: int) -> int:
     return round(peak / _USABLE) + _CONTEXT
 
 
+def fit_memory(trainer: StructureTrainer, config: FinetuneConfig, longest: int) -> Plan | None:
+    """Make a run's step fit its memory: decide what is computed twice, and set the model so.
+
+    Args:
+        trainer: With the model on its device.
+        config: The run.
+        longest: Residues of the longest training chain.
+
+    Returns:
+        The plan; None where the configuration decides, or where there is no limit: a CPU without a budget.
+
+    Raises:
+        ConfigError: A budget that cannot be read, that contradicts other settings, or in which nothing fits.
+    """
+    settings, training = config.model, config.training
+    device = trainer.args.device
+    model: Any = trainer.model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    given = None if settings.memory_budget is None else parse_budget(settings.memory_budget)
+    if settings.gradient_checkpointing is not None:
+        if given is not None:
+            raise ConfigError("model.memory_budget decides what is computed twice: leave out gradient_checkpointing")
+        if settings.gradient_checkpointing:
+            set_checkpointing(base, offload=settings.offload)
+        return None
+    # FSDP deals out the weights only when training begins.
+    limit = None if trainer.is_fsdp_enabled and given is None else usable(device, given)
+    if limit is None:
+        if settings.offload:
+            set_checkpointing(base, offload=True)
+        return None
+    length = min(config.data.crop_size, longest)
+    parts = trainer.args.world_size * training.accumulate
+    batch = -(-training.batch_size // parts)
+    if training.batch_tokens is not None:
+        batch = max(1, training.batch_tokens // length // parts)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        footprint = measure_footprint(
+            base,
+            lambda n: trainer.trial(n, batch),
+            length=length,
+            batch=batch,
+            held=held_bytes(model, device),
+            offload=settings.offload,
+        )
+    plan = choose(footprint, limit, length, batch)
+    set_checkpointing(base, kept_layers=plan.kept_layers, kept_blocks=plan.kept_blocks, offload=settings.offload)
+    if device.type == "cuda" and given is not None:
+        # So that the allocator gives back what it has spare before it takes more than was allowed.
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (given - _CONTEXT) / total), device)
+    return plan
+
+
 def measure_footprint(
     base: EsmFold, step: Callable[[int], object], *, length: int, batch: int, held: int, offload: bool = False
 ) -> Footprint:
@@ -201,8 +260,7 @@ def measure_footprint(
 
     Args:
         base: The model, in training mode, on its device.
-        step: Forward and backward pass of the whole model with its loss on samples of so many residues; gradients
-            that it leaves are removed here.
+        step: Forward and backward pass of the whole model with its loss on samples of so many residues.
         length: Of the longest sample.
         batch: Samples of a part.
         held: Bytes of `Footprint.held`.
@@ -218,7 +276,6 @@ def measure_footprint(
         peaks.append(peak_bytes(lambda n=n: step(n), device))  # type: ignore[misc]
         layers.append(_layer_bytes(base, batch, n))
         blocks.append(_block_bytes(base, batch, n))
-    base.zero_grad(set_to_none=True)
     return Footprint(
         held=held,
         step=Curve.through(lengths, peaks),
@@ -253,8 +310,6 @@ def held_bytes(model: nn.Module, device: torch.device) -> int:
     if device.type == "cuda":
         now = torch.cuda.memory_allocated(device)
     else:
-        from protfold_peft.runtime import resident_memory
-
         tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in model.state_dict().values()}
         now = max(sum(tensors.values()), resident_memory() or 0)
     return now + _COPIES_OF_TRAINED * trained
