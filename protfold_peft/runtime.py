@@ -131,6 +131,15 @@ def reset_peak_memory(device: torch.device) -> None:
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
+def resident_memory(field: str = "VmRSS") -> int | None:
+    """Bytes of memory that the process holds (`VmHWM`: held at most so far); None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)
+
+
 def quieten() -> None:
     """Silence libraries that announce what they do; for commands, which tell the user what is worth knowing."""
     for name in ("bitsandbytes", "trl", "accelerate"):

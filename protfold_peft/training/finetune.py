@@ -24,7 +24,7 @@ from protfold_peft.data import (
 )
 from protfold_peft.errors import ConfigError
 from protfold_peft.runtime import LOGGER, peak_memory, progress_bar, resolve_device
-from protfold_peft.training import checkpoints, output, predictions, weights
+from protfold_peft.training import checkpoints, memory, output, predictions, weights
 from protfold_peft.training.callbacks import (
     BadGradientCallback,
     CsvFile,
@@ -121,6 +121,9 @@ def _run(
     n_trained = sum(parameter.numel() for parameter in weights.trained(model).values())
     LOGGER.info("%s parameters are trained", f"{n_trained:,}")
     trainer = make_trainer(model, config, data.train, arguments, recycles)
+    plan = memory.fit_memory(trainer, config, max(data.train.lengths, default=config.data.crop_size))
+    if plan is not None:
+        LOGGER.info("%s", plan.described)
     validation = _train(trainer, config, data, base, working)
 
     if validation is not None and validation.best_step:
