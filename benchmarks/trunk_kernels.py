@@ -151,7 +151,7 @@ def parts(table: Table, n: int, trunk: FoldingTrunk, dtype: torch.dtype, stock: 
     z = torch.randn(1, n, n, c_z, device="cuda")
     mask = torch.ones(1, n, device="cuda")
     pair_mask = mask[:, :, None] * mask[:, None]
-    packed = fast_block.PackedBlock.of(block, dtype)
+    packed = fast_block.PackedBlock(block, dtype)
     rows = 64 if n > 512 else n
 
     def chunked_transition() -> None:
@@ -170,10 +170,9 @@ def parts(table: Table, n: int, trunk: FoldingTrunk, dtype: torch.dtype, stock: 
         if n <= 512:
             table.add(n, "block forward", "stock", lambda: stock(s, z, mask=mask))
     with torch.no_grad():
-        norms, weights = packed.multiplications[0]
         table.add(
             n, "multiplication forward", "fused",
-            lambda: triton_pair.multiply_(z, mask, norms, weights, outgoing=True),
+            lambda: triton_pair.multiply_(z, mask, packed.multiplications[0], outgoing=True),
         )  # fmt: skip
         table.add(
             n, "attention update forward", "fused",

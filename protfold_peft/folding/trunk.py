@@ -246,7 +246,7 @@ class FoldingTrunk(EsmFoldingTrunk):
     ) -> tuple[Tensor, Tensor]:
         if fused:
             with torch.autocast(s.device.type, enabled=False):
-                return self._graphs.run(self.blocks, s, z, mask, graphs=graphs)
+                return self._graphs.run(s, z, mask, graphs=graphs)
         enabled = self.autocast_dtype is not None
         with torch.autocast(s.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled):
             for block in self.blocks:

@@ -98,7 +98,7 @@ def test_fused_block_is_as_near_to_float64_as_autocast_is(lengths) -> None:
         with torch.autocast("cuda", dtype=torch.bfloat16):
             rounded = block(s.clone(), z.clone(), mask)
         fused_z = z.clone()
-        fused_s = update(s.clone(), fused_z, mask, PackedBlock.of(block, torch.bfloat16))
+        fused_s = update(s.clone(), fused_z, mask, PackedBlock(block, torch.bfloat16))
         exact = block.double()(s.double(), z.double(), mask.double())
     for fused, autocast, expected in zip((fused_s, fused_z), rounded, exact):
         assert torch.isfinite(fused).all()
