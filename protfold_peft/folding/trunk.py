@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.esm.modeling_esmfold import (
     EsmFoldingTrunk,
@@ -28,6 +29,9 @@ from protfold_peft.folding.attention import SequenceAttention, TriangleAttention
 from protfold_peft.folding.kernels.linear import together
 from protfold_peft.folding.structure_module import StructureModule
 from protfold_peft.structure.residues import RESTYPE_INDEX, UNKNOWN
+
+if TYPE_CHECKING:
+    from protfold_peft.folding.kernels.fast_training import FrozenBlock
 
 GLYCINE = RESTYPE_INDEX["G"]
 
@@ -97,6 +101,8 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
         self.tri_mul_in = TriangleMultiplication(config, _outgoing=False)
         self.tri_att_start = TriangleAttention(c_z, config.pairwise_head_width, n_heads, starting=True)
         self.tri_att_end = TriangleAttention(c_z, config.pairwise_head_width, n_heads, starting=False)
+        # The room that the kernels need once, whatever the number of blocks that hold this list.
+        self.shared_kernels: list[FrozenBlock] = []
 
     def forward(
         self, sequence_state: Tensor, pairwise_state: Tensor, mask: Tensor, chunk_size: int | None = None
@@ -112,6 +118,9 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
         Returns:
             The two states, same shapes.
         """
+        if (frozen := self._frozen_kernels(sequence_state)) is not None:
+            dtype = torch.get_autocast_dtype(sequence_state.device.type)
+            return frozen(self, sequence_state, pairwise_state, mask, dtype)
         bias = self.pair_to_sequence(pairwise_state)
         y, _ = self.seq_attention(self.layernorm_1(sequence_state), mask=mask, bias=bias)
         sequence_state = self.mlp_seq(sequence_state + self.drop(y))
@@ -121,6 +130,27 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
         rows = chunk_size or auto_rows(pairwise_state)
         self._update_(sequence_state, pairwise_state, mask, pair_mask, rows)
         return sequence_state, pairwise_state
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward`, checkpointed if asked for, unless that would hold no less and only compute once more."""
+        # Offloading the inputs has a function of its own, which needs to be called.
+        plain = getattr(getattr(self, "_gradient_checkpointing_func", None), "func", None) is checkpoint
+        if self.gradient_checkpointing and plain and self._frozen_kernels(args[0]) is not None:
+            return self.forward(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def _frozen_kernels(self, state: Tensor) -> FrozenBlock | None:
+        """The kernels that train around this block, if it is frozen, in half precision and on a GPU that has them."""
+        device = state.device
+        if not torch.is_grad_enabled() or not kernels.triton_runs(device) or not torch.is_autocast_enabled(device.type):
+            return None
+        from protfold_peft.folding.kernels.fast_training import FrozenBlock, frozen
+
+        if not frozen(self):
+            return None
+        if not self.shared_kernels:
+            self.shared_kernels.append(FrozenBlock())
+        return self.shared_kernels[0]
 
     def _updated(self, s: Tensor, z: Tensor, mask: Tensor, pair_mask: Tensor) -> Tensor:
         z = z + self.sequence_to_pair(s)
@@ -174,6 +204,8 @@ class FoldingTrunk(EsmFoldingTrunk):
         with without_blocks(config):
             super().__init__(config)
         self.blocks = nn.ModuleList([TrunkBlock(config) for _ in range(config.num_blocks)])
+        for block in self.blocks:
+            block.shared_kernels = self.blocks[0].shared_kernels
         self.structure_module = StructureModule(config.structure_module)
         self.chunk_size: int | None = None
         self.autocast_dtype: torch.dtype | None = None

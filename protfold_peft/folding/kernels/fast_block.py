@@ -86,6 +86,7 @@ class PackedBlock:
     """
 
     def __init__(self, block: Any, dtype: torch.dtype) -> None:
+        self.kind = (dtype, block.layernorm_1.weight.device)
         self._dtype = dtype
         self._targets: list[Tensor] = []
         self._norm_targets: list[Tensor] = []
