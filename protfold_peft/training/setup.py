@@ -75,10 +75,6 @@ def make_trainable(loaded: LoadedModel, config: FinetuneConfig) -> Any:
         for module in base.esm.modules():
             if isinstance(module, nn.Dropout):
                 module.p = config.model.dropout
-    if config.model.gradient_checkpointing:
-        # Named anew in transformers 5.23. Not re-entrant: the other kind needs inputs that ask for gradients.
-        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
     return model
 
 
