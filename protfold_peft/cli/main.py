@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from protfold_peft.cli.adapter import adapter
+from protfold_peft.cli.bench import bench
 from protfold_peft.cli.common import error_boundary
 from protfold_peft.cli.compare import compare
 from protfold_peft.cli.convert import convert
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (predict, prepare, finetune, convert, evaluate, compare, data):
+for command in (predict, prepare, finetune, convert, evaluate, compare, data, bench):
     app.command()(command)
 app.add_typer(adapter)
 app.add_typer(lm)
