@@ -54,7 +54,7 @@ def lay_over(model: Chain, experiment: Chain) -> LaidOver:
 
 
 def traces(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str, low: float, high: float) -> None:
-    """Draw CA traces side by side, seen along the thinnest direction of the first.
+    """Draw CA traces side by side, seen along the thinnest direction of the first; what is nearer is larger.
 
     Args:
         panels: Title to CA `(n, 3)` and a value for every residue `(n,)`, which colours it.
@@ -64,19 +64,18 @@ def traces(panels: Mapping[str, tuple[np.ndarray, np.ndarray]], label: str, low:
     """
     first = next(iter(panels.values()))[0]
     centre = first.mean(axis=0)
-    axes_of_first = np.linalg.svd(first - centre, full_matrices=False)[2]
-    figure = plt.figure(figsize=(3.4 * len(panels) + 0.6, 3.2), dpi=80)
-    points = None
-    for number, (title, (ca, values)) in enumerate(panels.items(), start=1):
-        x, y, z = ((ca - centre) @ axes_of_first.T).T
-        axes = figure.add_subplot(1, len(panels), number, projection="3d", proj_type="ortho")
-        axes.plot(x, y, z, color="0.6", linewidth=1)
-        points = axes.scatter(x, y, z, c=values, s=14, vmin=low, vmax=high, cmap="viridis", depthshade=False)
-        axes.view_init(elev=90, azim=-90)
+    directions = np.linalg.svd(first - centre, full_matrices=False)[2]
+    figure, row = plt.subplots(1, len(panels), figsize=(3.4 * len(panels) + 0.8, 3.4), dpi=80, squeeze=False)
+    for axes, (title, (ca, values)) in zip(row[0], panels.items()):
+        x, y, z = ((ca - centre) @ directions.T).T
+        order = np.argsort(z)
+        sizes = 6 + 40 * (z - z.min()) / np.ptp(z)
+        axes.plot(x, y, color="0.7", linewidth=1.5, zorder=0)
+        points = axes.scatter(x[order], y[order], c=values[order], s=sizes[order], vmin=low, vmax=high, cmap="viridis")
         axes.set_title(title, fontsize=9)
         axes.set_aspect("equal")
-        axes.set_axis_off()
-    figure.colorbar(points, ax=figure.axes, label=label, shrink=0.8)
+        axes.axis("off")
+    figure.colorbar(points, ax=row, label=label, shrink=0.8)
     plt.show()
 
 
