@@ -26,6 +26,7 @@ import torch
 from protfold_peft.benchmarks.machine import machine
 from protfold_peft.benchmarks.models import build, configuration, halve
 from protfold_peft.folding.model import EsmFold
+from protfold_peft.runtime import quieten
 from protfold_peft.training.memory import peak_bytes
 
 GIB = 2**30
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=32)
     parser.add_argument("--out", type=Path, help="JSON file: machine, versions, commit and rows")
     options = parser.parse_args()
+    quieten()
     rows = measured(options) if options.device.startswith("cuda") else estimated(options)
     print(f"{'GiB':>6} {'residues':>9}")
     for row in rows:
