@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from protfold_peft.cli.common import SOME_FAILED, DebugOption, VerboseOption, error_boundary
+
+if TYPE_CHECKING:
+    from protfold_peft.comparison import Sweep
 
 _RUNNING = "Running"
 
@@ -31,6 +34,15 @@ def compare(
     list_cells: Annotated[
         bool, typer.Option("--list", help="Say what cells there are and how they stand.", rich_help_panel=_RUNNING)
     ] = False,
+    train_only: Annotated[
+        bool,
+        typer.Option(
+            "--train-only",
+            help="Train and choose learning rates; judge on the targets in a later run, here or on another machine.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = False,
+    worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
     retry: Annotated[
         bool, typer.Option("--retry", help="Run cells that failed before again.", rich_help_panel=_RUNNING)
     ] = False,
@@ -70,6 +82,8 @@ def compare(
         settings = read_config(comparison.ComparisonConfig, config, overrides or ())
         if out is not None:
             settings = settings.model_copy(update={"out": str(out)})
+        if train_only and (collect or report_only):
+            raise ConfigError("--train-only has nothing to collect or report: leave out the other option")
         if sum((cell is not None, list_cells, collect, report_only)) > 1:
             raise ConfigError("--cell, --list, --collect and --report-only exclude each other")
         if settings.out is None:
@@ -83,12 +97,18 @@ def compare(
         if list_cells:
             typer.echo("\n".join(comparison.listing(sweep)))
             return
+        if worker:
+            comparison.work(sweep)
+            return
         if cell is not None:
-            state = comparison.run_one(sweep, cell)
+            state = comparison.run_one(sweep, cell, judge=not train_only)
             typer.echo(f"cell {cell} ({sweep.cells[cell].name}): {state}")
             return
         if not collect:
-            comparison.run_all(sweep, retry=retry)
+            comparison.run_all(sweep, retry=retry, judge=not train_only)
+        if train_only:
+            _tell_of_training(sweep)
+            return
         results = comparison.collect(sweep)
         comparison.save(results, folder)
         paragraphs = comparison.write_outputs(results, folder)
@@ -101,3 +121,14 @@ def compare(
         typer.echo(f"results, tables, plots and report.html in {folder}")
         if failed or missing:
             raise typer.Exit(SOME_FAILED)
+
+
+def _tell_of_training(sweep: Sweep) -> None:
+    from protfold_peft.comparison.sweep import FAILED, failure
+
+    failed = [cell for cell in sweep.cells if sweep.state(cell) == FAILED]
+    for cell in failed:
+        typer.echo(f"failed: {cell.name}: {failure(sweep.place, cell)} (try again with --retry)", err=True)
+    typer.echo(f"trainings in {sweep.place.out}; judge them without --train-only")
+    if failed:
+        raise typer.Exit(SOME_FAILED)

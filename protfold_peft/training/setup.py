@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from protfold_peft.adapters import METHODS, load_fitting_adapter
+from protfold_peft.adapters.named import FULL, named_config
 from protfold_peft.errors import ConfigError
 from protfold_peft.folding.load import LoadedModel, load_model, weights_folder
 from protfold_peft.folding.masked_lm import NEW, attach_head
@@ -150,15 +151,11 @@ def adapter_config(config: FinetuneConfig) -> Any:
 
 def _named_config(config: FinetuneConfig) -> Any:
     """Of one of PEFT's own methods, as `protfold lm` makes it."""
-    # Its package builds on this one.
-    from protfold_peft.language.adapter import FULL, make_config
-    from protfold_peft.language.config import AdapterConfig
-
     settings = config.adapter
     if settings.method == FULL:
         raise ConfigError("adapter.method=full: set mode=full to train all weights")
-    named = AdapterConfig(
-        method=settings.method,
+    return named_config(
+        settings.method,
         rank=settings.rank,
         alpha=settings.alpha,
         init=None if settings.init == "authors" else settings.init,
@@ -166,7 +163,6 @@ def _named_config(config: FinetuneConfig) -> Any:
         target_modules=[*settings.target_modules, *(settings.trunk_modules if config.mode == "trunk" else [])],
         options=settings.options,
     )
-    return make_config(named, None)
 
 
 def precision(dtype: str, device: torch.device) -> str:
