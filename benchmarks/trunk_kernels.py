@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from predict import FULL, config
 from transformers.models.esm.modeling_esmfold import (
     EsmFoldTriangleMultiplicativeUpdate,
     EsmFoldTriangularSelfAttentionBlock,
 )
 
+from protfold_peft.benchmarks.models import configuration
 from protfold_peft.folding import kernels
 from protfold_peft.folding.attention import row_attention
 from protfold_peft.folding.trunk import FoldingTrunk
@@ -244,7 +244,8 @@ def main() -> None:
 
         machine["triton"] = triton.__version__
     print(f"# {', '.join(f'{key} {value}' for key, value in machine.items())}, {options.dtype}", flush=True)
-    trunk_config = config(FULL | {"blocks": options.blocks}).esmfold_config.trunk
+    trunk_config = configuration("full").esmfold_config.trunk
+    trunk_config.num_blocks = options.blocks
     with torch.device("cuda"):
         trunk = FoldingTrunk(trunk_config).eval().requires_grad_(False)
         stock: Any = EsmFoldTriangularSelfAttentionBlock(trunk_config).eval().requires_grad_(False)
