@@ -72,7 +72,7 @@ def saved_config(folder: Path) -> TensorAdapterConfig:
         ConfigError: It holds a key or value that this version does not know; the message names the file.
     """
     try:
-        return cast(TensorAdapterConfig, TensorAdapterConfig.from_pretrained(str(folder)))
+        return TensorAdapterConfig.from_pretrained(str(folder))
     except ProtfoldError as error:
         raise _named(error, folder) from error
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protfold_peft.cli.common import DebugOption, JsonOption, error_boundary, output_kept_for, print_json, quieten
+from protfold_peft.cli.common import (
+    DebugOption,
+    JsonOption,
+    VerboseOption,
+    error_boundary,
+    output_kept_for,
+    print_json,
+    quieten,
+)
 from protfold_peft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +46,7 @@ def init(
         bool, typer.Option("--overwrite", "--force", help="Replace the files.", rich_help_panel="Output")
     ] = False,
     json: JsonOption = False,
+    verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Look at structures and at this machine, and write a commented configuration for `protfold finetune`.
@@ -53,8 +62,10 @@ def init(
         from protfold_peft import training
         from protfold_peft.files import write_text
         from protfold_peft.machine import look
+        from protfold_peft.runtime import configure_logging
         from protfold_peft.training.suggestion import config_text, look_at, split_text, suggest
 
+        configure_logging(verbose=verbose)
         name = Path(folder).resolve().name or "family"
         path = Path(f"{name}.yaml") if out is None else out
         table = path.with_name(f"{path.stem}.split.csv")
