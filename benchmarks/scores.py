@@ -2,6 +2,7 @@
 
     python benchmarks/scores.py                     # as many processes or threads for everybody as there are cores
     python benchmarks/scores.py --device cpu        # a GPU, if there is one, left out
+    python benchmarks/scores.py --ways gpu --batches 256 --lengths 128 256 --seconds 1   # a GPU only, in seconds
     python benchmarks/scores.py --cpu-time          # on a busy machine: pairs per second of one core's time
 
 Where there is a GPU, ours are measured there too; the programs beside stay on the CPU.
@@ -9,9 +10,9 @@ Where there is a GPU, ours are measured there too; the programs beside stay on t
 The pairs are real chains laid end to end to the wanted length and five kinds of models of them: shaken, swung about a
 hinge, with a stretch missing, threaded backwards, drifted. Our scores run in two ways: one process with a thread per
 core, and a process per core with one thread each, every one with batches of its own; the programs beside run in a
-process per core. Every measurement is of fresh processes, after one batch to warm up; memory is what the process had at
-its peak above what it had before. TMscore (Debian: tm-align), where installed, gives TM-score and GDT at once, from
-files, one process per pair.
+process per core. Every measurement on a CPU is of fresh processes, after one batch to warm up; memory is what the
+process had at its peak above what it had before. TMscore (Debian: tm-align), where installed, gives TM-score and GDT at
+once, from files, one process per pair.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parent.parent
 LENGTHS = (64, 128, 256)
 BATCHES = (1, 32, 256)
+WAYS = ("threads", "processes", "gpu")
 PEER = {"tm": "tmtools", "gdt": "TMscore", "lddt": "biotite"}
 
 
@@ -139,7 +141,8 @@ def worker(options: argparse.Namespace) -> dict[str, float]:
     else:
         import torch
 
-        torch.set_num_threads(options.threads)
+        if options.device == "cpu":
+            torch.set_num_threads(options.threads)
         run = ours(options.kind, pairs, options.device)
         ours(options.kind, tuple(array[:1, :20] for array in pairs), options.device)()  # what libraries set aside once
     cuda = options.who == "ours" and options.device != "cpu"
@@ -181,6 +184,34 @@ def measure(
     return {"rate": rate, "memory": max(r["memory"] for r in results)}
 
 
+def row(options: argparse.Namespace, kind: str, length: int, batch: int, theirs: float | None) -> dict[str, Any]:
+    """Ours in every way asked for, and the ratios to the program beside."""
+    found: dict[str, Any] = {"score": kind, "length": length, "batch": batch, "beside": theirs}
+    if "threads" in options.ways:
+        found["threads"] = measure(options, "ours", kind, length, batch, processes=1, threads=options.processes)
+    if "processes" in options.ways:
+        found["processes"] = measure(options, "ours", kind, length, batch)
+    if "gpu" in options.ways and options.device != "cpu":
+        # In this process: starting one takes longer than measuring.
+        there = argparse.Namespace(**vars(options) | {"who": "ours", "kind": kind, "length": length, "batch": batch})
+        found["gpu"] = worker(there)
+    return found
+
+
+def shown(found: dict[str, Any]) -> str:
+    """A line of the table."""
+    cells = []
+    for way in WAYS:
+        cells.append(
+            f"{found[way]['rate']:>10.0f} {found[way]['memory'] / 2**20:>6.0f}" if way in found else f"{'':>17}"
+        )
+    line = f"{found['score']:>5}{found['length']:>5}{found['batch']:>6} {' '.join(cells)}"
+    if found["beside"]:
+        ratios = " ".join(f"{found[way]['rate'] / found['beside']:.1f}x" for way in WAYS if way in found)
+        line += f" {PEER[found['score']]:>8} {found['beside']:>6.0f}  {ratios}"
+    return line
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -191,6 +222,8 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--scores", nargs="+", choices=tuple(PEER), default=tuple(PEER))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="how ours run")
+    parser.add_argument("--out", type=Path, help="JSON file: machine, versions, commit and rows")
     parser.add_argument("--structures", type=Path, default=REPOSITORY / "structures", help="folder of PDB files")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--who", choices=("ours", "peer"), help=argparse.SUPPRESS)
@@ -204,6 +237,8 @@ def main() -> None:
         return
     import torch
 
+    from protfold_peft.benchmarks.machine import machine
+
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     n = options.processes
@@ -211,23 +246,19 @@ def main() -> None:
     print(f"# {platform.processor() or platform.machine()}, {n} cores, torch {torch.__version__}; {unit}")
     if options.device != "cpu":
         print(f"# {torch.cuda.get_device_name(options.device)}")
-    print(f"{'':>5}{'L':>5}{'batch':>6} {'threads':>9} {'processes':>10} {'memory':>9}{'':>10} {'beside':>8}  ratios")
+    heads = " ".join(f"{way:>10} {'MiB':>6}" for way in WAYS)
+    print(f"{'':>5}{'L':>5}{'batch':>6} {heads} {'beside':>15}  ratios")
+    rows = []
     for kind in options.scores:
         for length in options.lengths:
             there = kind != "gdt" or shutil.which("TMscore") is not None
             theirs = measure(options, "peer", kind, length, 32)["rate"] if there else None
             for batch in options.batches:
-                threads = measure(options, "ours", kind, length, batch, processes=1, threads=n)
-                rows = [threads["rate"], measure(options, "ours", kind, length, batch)["rate"]]
-                line = f"{kind:>5}{length:>5}{batch:>6} {rows[0]:>9.0f} {rows[1]:>10.0f}"
-                line += f" {threads['memory'] / 2**20:>5.0f} MiB"
-                if options.device != "cpu":
-                    gpu = measure(options, "ours", kind, length, batch, processes=1, device=options.device)
-                    rows.append(gpu["rate"])
-                    line += f" {options.device} {gpu['rate']:.0f} ({gpu['memory'] / 2**20:.0f} MiB)"
-                if theirs:
-                    line += f" {PEER[kind]:>10} {theirs:>8.0f}  " + " ".join(f"{rate / theirs:.1f}x" for rate in rows)
-                print(line, flush=True)
+                rows.append(row(options, kind, length, batch, theirs))
+                print(shown(rows[-1]), flush=True)
+                if options.out:
+                    content = {"machine": machine(options.device), "seconds": options.seconds, "rows": rows}
+                    options.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

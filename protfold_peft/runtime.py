@@ -6,6 +6,7 @@ import logging
 import random
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,26 @@ def peak_memory(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from now on; on a CPU this works on Linux alone."""
+    if device.type == "cuda":
+        # Before its first use there is nothing to forget, and asking for it is an error.
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def resident_memory(field: str = "VmRSS") -> int | None:
+    """Bytes of memory that the process holds (`VmHWM`: held at most so far); None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)
 
 
 def quieten() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from protfold_peft.adapters import (
     LoRTAConfig,
     LoTRConfig,
@@ -22,6 +26,9 @@ METHODS: dict[str, tuple[type[TensorAdapterConfig], dict]] = {
     "tensor_train": (TensorTrainConfig, {}),
     "lora": (SiteLoRAConfig, {}),
 }
+# The same for tests of what stands around the methods, where one method says what the others do: of the default run are
+# one whose factors are all trained, and one with frozen tensors that are not saved.
+TWO: list[Any] = [pytest.param(name, marks=() if name in ("lorta", "tera") else pytest.mark.slow) for name in METHODS]
 # All forms.
 FORMS: dict[str, tuple[type[TensorAdapterConfig], dict]] = {
     **METHODS,

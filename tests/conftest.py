@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 
-# The models here are so small that a second thread only waits; also for the programs that tests start.
+# The models here are so small that a second thread only waits; also for the programs that tests start. Of several
+# workers, each has one core.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """Leave libraries and tests out of garbage collection, as they stay to the end.
+
+    There are half a million objects of them, which each collection would look at; trainers ask for one at every start.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

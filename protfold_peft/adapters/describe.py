@@ -8,6 +8,7 @@ from torch import nn
 
 from protfold_peft.adapters.config import TensorAdapterConfig
 from protfold_peft.adapters.model import TensorAdapterModel
+from protfold_peft.adapters.networks import TensorNetwork
 from protfold_peft.errors import ConfigError
 
 
@@ -15,12 +16,20 @@ from protfold_peft.errors import ConfigError
 class GroupDescription:
     """Sites that share factors.
 
-    `modes` gives the length of each axis of their common tensor, `ranks` the rank of each (or one `rank`), `factors`
-    the shape of each stored factor.
+    Attributes:
+        name: Of the group.
+        sites: Module path of each.
+        layers: How many layers have one.
+        kinds: Their roles.
+        modes: Length of each axis of their common tensor.
+        ranks: Rank of each axis, or one `rank`.
+        factors: Shape of each stored factor.
+        parameters: Of all factors.
     """
 
     name: str
     sites: tuple[str, ...]
+    layers: int
     kinds: tuple[str, ...]
     modes: dict[str, int]
     ranks: dict[str, int]
@@ -52,6 +61,20 @@ class AdapterDescription:
         return self.parameters / self.model_parameters
 
 
+def describe_group(name: str, network: TensorNetwork) -> GroupDescription:
+    """Describe the sites of one network, the group `name` of an adapter; its factors may be on the meta device."""
+    return GroupDescription(
+        name=name,
+        sites=tuple(site.path for site in network.sites),
+        layers=len({site.layer for site in network.sites}),
+        kinds=tuple(dict.fromkeys(site.kind for site in network.sites)),
+        modes=network.modes(),
+        ranks=network.ranks(),
+        factors={factor: tuple(tensor.shape) for factor, tensor in network.named_parameters()},
+        parameters=sum(tensor.numel() for tensor in network.parameters()),
+    )
+
+
 def describe_adapters(model: nn.Module) -> tuple[AdapterDescription, ...]:
     """Describe every tensor adapter of `model`, in the order in which they were added.
 
@@ -69,18 +92,7 @@ def describe_adapters(model: nn.Module) -> tuple[AdapterDescription, ...]:
 
 def _describe(tuner: TensorAdapterModel, name: str, model_parameters: int) -> AdapterDescription:
     config: TensorAdapterConfig = tuner.peft_config[name]
-    groups = tuple(
-        GroupDescription(
-            name=group,
-            sites=tuple(site.path for site in network.sites),
-            kinds=tuple(dict.fromkeys(site.kind for site in network.sites)),
-            modes=network.modes(),
-            ranks=network.ranks(),
-            factors={factor: tuple(tensor.shape) for factor, tensor in network.named_parameters()},
-            parameters=sum(tensor.numel() for tensor in network.parameters()),
-        )
-        for group, network in tuner.networks(name).items()
-    )
+    groups = tuple(describe_group(group, network) for group, network in tuner.networks(name).items())
     return AdapterDescription(
         name=name,
         network=config.network,

@@ -289,7 +289,7 @@ def _print_info(found: AdapterInfo) -> None:
     for group in found.groups[:8] if many else found.groups:
         groups.add_row(
             group.name,
-            str(group.sites),
+            str(len(group.sites)),
             ", ".join(group.kinds),
             _named(group.modes),
             _named(group.ranks),

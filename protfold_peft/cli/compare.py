@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from protfold_peft.comparison.results import Results
     from protfold_peft.comparison.sweep import Sweep
 
+if TYPE_CHECKING:
+    from protfold_peft.comparison import Sweep
+
 _RUNNING = "Running"
 
 
@@ -54,6 +57,15 @@ def compare(
     list_cells: Annotated[
         bool, typer.Option("--list", help="Say what cells there are and how they stand.", rich_help_panel=_RUNNING)
     ] = False,
+    train_only: Annotated[
+        bool,
+        typer.Option(
+            "--train-only",
+            help="Train and choose learning rates; judge on the targets in a later run, here or on another machine.",
+            rich_help_panel=_RUNNING,
+        ),
+    ] = False,
+    worker: Annotated[bool, typer.Option("--worker", hidden=True)] = False,
     retry: Annotated[
         bool, typer.Option("--retry", help="Run cells that failed before again.", rich_help_panel=_RUNNING)
     ] = False,
@@ -94,6 +106,8 @@ def compare(
         settings = read_config(comparison.ComparisonConfig, config, overrides or ())
         if out is not None:
             settings = settings.model_copy(update={"out": str(out)})
+        if train_only and (collect or report_only):
+            raise ConfigError("--train-only has nothing to collect or report: leave out the other option")
         if sum((cell is not None, list_cells, collect, report_only)) > 1:
             raise ConfigError("--cell, --list, --collect and --report-only exclude each other")
         if settings.out is None:
@@ -115,9 +129,12 @@ def compare(
             else:
                 typer.echo("\n".join(comparison.listing(sweep)))
             return
+        if worker:
+            comparison.work(sweep)
+            return
         if cell is not None:
             with output_kept_for(json):
-                state = comparison.run_one(sweep, cell)
+                state = comparison.run_one(sweep, cell, judge=not train_only)
             if json:
                 print_json(_cell(sweep, sweep.cells[cell]))
             else:
@@ -125,7 +142,11 @@ def compare(
             return
         with output_kept_for(json):
             if not collect:
-                comparison.run_all(sweep, retry=retry)
+                comparison.run_all(sweep, retry=retry, judge=not train_only)
+        if train_only:
+            _tell_of_training(sweep, json=json)
+            return
+        with output_kept_for(json):
             results = comparison.collect(sweep)
             comparison.save(results, folder)
             paragraphs = comparison.write_outputs(results, folder)
@@ -162,3 +183,17 @@ def _told(folder: Path, results: Results, paragraphs: Sequence[str]) -> dict[str
         "failed": results.facts["failed"],
         "missing": results.facts["missing"],
     }
+
+
+def _tell_of_training(sweep: Sweep, *, json: bool) -> None:
+    from protfold_peft.comparison.sweep import FAILED, failure
+
+    failed = [cell for cell in sweep.cells if sweep.state(cell) == FAILED]
+    for cell in failed:
+        typer.echo(f"failed: {cell.name}: {failure(sweep.place, cell)} (try again with --retry)", err=True)
+    if json:
+        print_json({"out": sweep.place.out, "cells": [_cell(sweep, cell) for cell in sweep.cells]})
+    else:
+        typer.echo(f"trainings in {sweep.place.out}; judge them without --train-only")
+    if failed:
+        raise typer.Exit(SOME_FAILED)

@@ -49,6 +49,16 @@ def finetune(
         bool,
         typer.Option("--resume", help="Go on with an unfinished run.", rich_help_panel="Running"),
     ] = False,
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that the run may take, such as 24GB: as much is computed twice as that asks for. Instead of "
+            "the configuration's 'model.memory_budget' and 'model.gradient_checkpointing'.",
+            rich_help_panel="Running",
+            metavar="SIZE",
+            show_default="what is free on a GPU, no limit on a CPU",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -82,6 +92,9 @@ def finetune(
         settings = training.read_config(config, [*keys(model, device, seed), *(overrides or ())])
         if out is not None:
             settings = settings.model_copy(update={"out": str(out)})
+        if memory_budget is not None:
+            changes = {"memory_budget": memory_budget, "gradient_checkpointing": None}
+            settings = settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
         if dry_run:
             with output_kept_for(json):
                 found = training.dry_run(settings)
@@ -121,4 +134,5 @@ def _described(run: DryRun) -> str:
         f"samples {memory}",
         f"that step took {run.step_seconds:.1f} s, start included; its loss is {run.loss:.4g}",
     ]
+    lines += [run.plan] if run.plan is not None else []
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from protfold_peft.cli import compare, convert, data, doctor, evaluate, finetune, init, predict, prepare
+from protfold_peft.cli import bench, compare, convert, data, doctor, evaluate, finetune, init, predict, prepare
 from protfold_peft.cli.adapter import adapter
 from protfold_peft.cli.common import error_boundary, examples
 from protfold_peft.cli.lm import lm
@@ -28,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 # In the order of use. A command's module has its name, and its examples beside it.
-for module in (predict, init, prepare, finetune, evaluate, compare, data, convert, doctor):
+for module in (predict, init, prepare, finetune, evaluate, compare, data, convert, doctor, bench):
     command = getattr(module, module.__name__.rpartition(".")[2])
     app.command(short_help=module.SHORT, epilog=examples(*module.EXAMPLES))(command)
 app.add_typer(adapter)

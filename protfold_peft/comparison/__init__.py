@@ -4,6 +4,7 @@ from protfold_peft.comparison.config import ComparisonConfig
 from protfold_peft.comparison.outputs import write_outputs
 from protfold_peft.comparison.results import TABLE, Results, collect, load, save
 from protfold_peft.comparison.sweep import Sweep, listing, prepare, run_all, run_one
+from protfold_peft.comparison.worker import work
 
 __all__ = [
     "TABLE",
@@ -17,5 +18,6 @@ __all__ = [
     "run_all",
     "run_one",
     "save",
+    "work",
     "write_outputs",
 ]

@@ -28,14 +28,14 @@ from protfold_peft.comparison.targets import Target
 from protfold_peft.configuration import check
 from protfold_peft.errors import ConfigError, ProtfoldError
 from protfold_peft.files import write_text
-from protfold_peft.folding.load import LoadedModel, load_model
-from protfold_peft.runtime import LOGGER, peak_memory, resolve_device
+from protfold_peft.folding.load import load_model
+from protfold_peft.runtime import LOGGER, peak_memory, reset_peak_memory, resolve_device, seed_everything
 from protfold_peft.training import finetune, output, predictions
 from protfold_peft.training.callbacks import read_rows
-from protfold_peft.training.chains import read_run_chains
+from protfold_peft.training.chains import RunChains
 from protfold_peft.training.config import FinetuneConfig
 from protfold_peft.training.evaluate import fold_chains
-from protfold_peft.training.setup import precision
+from protfold_peft.training.setup import load_base, precision
 
 CELLS, TRAININGS, MODELS, LOGS = "cells", "trainings", "models", "logs"
 # Settings of a finished training that say nothing about its result.
@@ -50,11 +50,13 @@ class Workplace:
         out: Its folder.
         config: Its settings.
         targets: Of all sets.
+        chains: What every training learns, and is judged by in validation.
     """
 
     out: Path
     config: ComparisonConfig
     targets: Sequence[Target]
+    chains: RunChains
 
     def scores_file(self, cell: Cell) -> Path:
         return self.out / CELLS / f"{cell.name}.json"
@@ -94,15 +96,31 @@ def _fingerprint(place: Workplace, cell: Cell, rate: float | None) -> str:
     return fingerprint([settings, None if cell.kind == TUNE else place.fingerprint])
 
 
-def run_cell(place: Workplace, cell: Cell) -> None:
+def log_file(place: Workplace, cell: Cell) -> Path:
+    """What a cell said when it last ran in a process of its own or a worker's."""
+    return place.out / LOGS / f"{cell.name}.log"
+
+
+def run_cell(place: Workplace, cell: Cell, *, judge: bool = True) -> None:
     """Do a cell; what goes wrong is kept in its file and raised.
+
+    Args:
+        place: Where.
+        cell: Which.
+        judge: Fold and score the targets too; without, a cell that has to is not done afterwards, but trained.
 
     Raises:
         ProtfoldError: Of the training or of the judgement.
     """
     # Without its learning rate a cell cannot start, which is no failure of its own.
     rate = None if cell.arm is None else cell.learning_rate or chosen_rate(place, cell.arm)
+    # The process may have done other cells before.
+    seed_everything(cell.seed)
+    reset_peak_memory(resolve_device(place.config.finetune.model.device))
     try:
+        if not judge and cell.kind != TUNE:
+            _prepare(place, cell, rate)
+            return
         content = _run(place, cell, rate)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -114,16 +132,25 @@ def run_cell(place: Workplace, cell: Cell) -> None:
 
 def _run(place: Workplace, cell: Cell, rate: float | None) -> dict[str, Any]:
     content: dict[str, Any] = {"cell": _described(cell, rate), "of": _fingerprint(place, cell, rate)}
-    if cell.arm is None or rate is None:
+    folder = _prepare(place, cell, rate)
+    if folder is None:
         rows, facts = _judged(place, cell, None)
         return {**content, "facts": facts, "rows": rows}
-    folder = place.training_folder(cell.arm, rate, cell.seed)
-    _train(folder, training_config(place.config, cell.arm, rate, cell.seed, str(folder)))
     facts = _facts_of_training(folder)
     if cell.kind == TUNE:
         return {**content, "facts": facts}
     rows, own = _judged(place, cell, folder)
     return {**content, "facts": {**facts, **own}, "rows": rows}
+
+
+def _prepare(place: Workplace, cell: Cell, rate: float | None) -> Path | None:
+    """All of a cell but the targets: its training, in the folder given back; of the base the validation chains."""
+    if cell.arm is None or rate is None:
+        _fold_validation(place)
+        return None
+    folder = place.training_folder(cell.arm, rate, cell.seed)
+    _train(place, folder, training_config(place.config, cell.arm, rate, cell.seed, str(folder)))
+    return folder
 
 
 def _described(cell: Cell, rate: float | None) -> dict[str, Any]:
@@ -137,7 +164,7 @@ def _described(cell: Cell, rate: float | None) -> dict[str, Any]:
     }
 
 
-def _train(folder: Path, config: FinetuneConfig) -> None:
+def _train(place: Workplace, folder: Path, config: FinetuneConfig) -> None:
     """Train, going on from where an earlier try was stopped; nothing to do where it was finished.
 
     Raises:
@@ -157,10 +184,11 @@ def _train(folder: Path, config: FinetuneConfig) -> None:
             )
         return
     LOGGER.info("training %s", folder.name)
-    lent = base_file(folder.parents[1], config)
+    lent = base_file(place.out, config)
     if lent.is_file() and not output.working_folder(folder).exists():
         shutil.copyfile(lent, output.make_working_folder(folder, config) / output.BASE)
-    finetune(config, resume=True)
+    # The comparison has a report of its own.
+    finetune(config, resume=True, chains=place.chains, report=False)
 
 
 def base_file(out: Path, config: FinetuneConfig) -> Path:
@@ -171,13 +199,14 @@ def base_file(out: Path, config: FinetuneConfig) -> Path:
     return out / CELLS / f"{BASE}_validation_{fingerprint([chains, others, model])}.safetensors"
 
 
-def _fold_validation(place: Workplace, model: LoadedModel) -> None:
+def _fold_validation(place: Workplace) -> None:
     """Fold the validation chains with the base model, as every training would."""
     config = place.config.finetune
     file = base_file(place.out, config)
     if file.is_file():
         return
-    chains = read_run_chains(config)
+    model = load_base(config, resolve_device(config.model.device))
+    chains = place.chains
     recycles = model.default_recycles if config.model.recycles is None else config.model.recycles
     predictions.save(file, list(fold_chains(model.network, [*chains.judged, *chains.outside], recycles)))
 
@@ -239,7 +268,6 @@ def _judged(place: Workplace, cell: Cell, folder: Path | None) -> tuple[list[dic
     rows = judge(model, place.targets, settings.recycles, models)
     facts: dict[str, Any] = {"judge_seconds": time.monotonic() - start}
     if folder is None:
-        _fold_validation(place, model)
         facts |= {"parameters": 0, "file_bytes": 0, "peak_memory_bytes": peak_memory(device), "model": model.id}
     return rows, facts
 

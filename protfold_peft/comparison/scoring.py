@@ -54,7 +54,8 @@ def judge(model: LoadedModel, targets: Sequence[Target], recycles: int | None, m
         for target in progress.track(targets, total=len(targets), description="judging on the targets"):
             prediction = predict(model, target.sequence, name=target.name, recycles=recycles)
             part = cut_out(prediction.structure, target.span)
-            row, moved = score(part, target, model.device)
+            # Thousands of small operations: a GPU would wait for each, and it is shared with other workers.
+            row, moved = score(part, target, torch.device("cpu"))
             rows.append(row)
             if models is not None:
                 write_pdb(moved, models / target.group / f"{target.name}.pdb.gz")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ import yaml
 
 from protfold_peft.comparison import leakage as leaks
 from protfold_peft.comparison.budgets import ranks_of_budgets
-from protfold_peft.comparison.cells import TRAIN, Arm, Cell, arms_of, cells_of, grid_of
+from protfold_peft.comparison.cells import BASE, TUNE, Arm, Cell, arms_of, cells_of, grid_of
 from protfold_peft.comparison.config import ComparisonConfig
 from protfold_peft.comparison.leakage import Leakage
-from protfold_peft.comparison.processes import Processes, start_logged
-from protfold_peft.comparison.runs import LOGS, Workplace, chosen_rate, done, rates_of, run_cell
+from protfold_peft.comparison.processes import Workers, start_logged
+from protfold_peft.comparison.runs import Workplace, base_file, chosen_rate, done, log_file, rates_of, run_cell
 from protfold_peft.comparison.targets import read_targets
 from protfold_peft.configuration import read_yaml
 from protfold_peft.errors import ConfigError, ProtfoldError
@@ -27,6 +27,8 @@ from protfold_peft.runtime import LOGGER, progress_bar
 from protfold_peft.training.chains import TRAINING_CHAINS, read_run_chains
 from protfold_peft.training.config import FinetuneConfig
 
+# Told to a worker beside the number of a cell.
+TRAIN_ONLY = "train"
 CONFIG, RANKS, LEAKAGE = "comparison.yaml", "ranks.yaml", "leakage.json"
 WAITING, FAILED, DONE = "waiting", "failed", "done"
 
@@ -83,7 +85,7 @@ def prepare(config: ComparisonConfig, *, allow_leakage: bool = False) -> Sweep:
         LOGGER.warning("%s", found.stamp)
     write_text(out / CONFIG, yaml.safe_dump(config.model_dump(), sort_keys=False))
     arms = arms_of(config, _ranks(config, out))
-    return Sweep(Workplace(out, config, targets), arms, cells_of(config, arms), found)
+    return Sweep(Workplace(out, config, targets, chains), arms, cells_of(config, arms), found)
 
 
 def arms_without_ranks(config: ComparisonConfig) -> list[Arm]:
@@ -118,20 +120,47 @@ def _ranks(config: ComparisonConfig, out: Path) -> dict[str, list[int]]:
     return ranks
 
 
-def run_all(sweep: Sweep, *, retry: bool = False) -> None:
-    """Run every cell that is not done, each in a process of its own, so that one that dies takes no other with it.
+def run_all(sweep: Sweep, *, retry: bool = False, judge: bool = True) -> None:
+    """Run every cell that is not done, in `processes` worker processes; one that dies takes no other cell with it.
 
     Failed cells are left alone unless `retry` is set. What is running when this is interrupted goes on from its last
-    checkpoint the next time.
+    checkpoint the next time. Without `judge` nothing is folded and scored but validation chains: the runs that count
+    are trained, and judged the next time.
     """
-    first = [cell for cell in sweep.cells if cell.kind != TRAIN]
-    last = [cell for cell in sweep.cells if cell.kind == TRAIN]
+    waiting = [cell for cell in sweep.cells if _wanted(sweep, cell, retry)]
+    at_a_time = min(sweep.place.config.processes, max(1, len(waiting)))
     with progress_bar("cells") as progress:
-        bar = progress.add_task("cells", total=len(sweep.cells))
-        for stage in (first, last):
-            waiting = [cell for cell in stage if _wanted(sweep, cell, retry)]
-            progress.advance(bar, len(stage) - len(waiting))
-            _run_stage(sweep, waiting, lambda: progress.advance(bar))
+        bar = progress.add_task("cells", total=len(sweep.cells), completed=len(sweep.cells) - len(waiting))
+
+        def ended(cell: Cell, status: int) -> None:
+            if status and sweep.state(cell) == WAITING:
+                write_text(sweep.place.failure_file(cell), f"{_last_words(sweep.place, cell, status)}\n")
+            if sweep.state(cell) == FAILED:
+                LOGGER.warning("cell %d (%s) failed: %s", cell.index, cell.name, failure(sweep.place, cell))
+            progress.advance(bar)
+
+        Workers(
+            at_a_time,
+            lambda cell, slot: _start(sweep, cell, slot, at_a_time),
+            lambda cell: _told(sweep, cell, judge),
+            ended,
+            lambda cell, others: _ready(sweep, cell, others),
+        ).run(waiting)
+
+
+def _told(sweep: Sweep, cell: Cell, judge: bool) -> str:
+    """The line that tells a worker of a cell, of which no failure is known from now on."""
+    sweep.place.failure_file(cell).unlink(missing_ok=True)
+    return str(cell.index) if judge else f"{cell.index} {TRAIN_ONLY}"
+
+
+def _ready(sweep: Sweep, cell: Cell, others: Sequence[Cell]) -> bool:
+    """Whether nothing that waits or runs has to come first: the learning rates, and the base's validation chains."""
+    if cell.kind == BASE:
+        return True
+    if any(other.kind == BASE for other in others):
+        return base_file(sweep.place.out, sweep.place.config.finetune).is_file()
+    return cell.kind == TUNE or not any(other.kind == TUNE and other.arm == cell.arm for other in others)
 
 
 def _wanted(sweep: Sweep, cell: Cell, retry: bool) -> bool:
@@ -139,44 +168,28 @@ def _wanted(sweep: Sweep, cell: Cell, retry: bool) -> bool:
     return state == WAITING or (retry and state == FAILED)
 
 
-def _run_stage(sweep: Sweep, cells: Sequence[Cell], advance: Callable[[], None]) -> None:
-    at_a_time = min(sweep.place.config.processes, max(1, len(cells)))
-
-    def ended(cell: Cell, status: int) -> None:
-        if status and sweep.state(cell) == WAITING:
-            write_text(sweep.place.failure_file(cell), f"{_last_words(sweep.place, cell, status)}\n")
-        if sweep.state(cell) == FAILED:
-            LOGGER.warning("cell %d (%s) failed: %s", cell.index, cell.name, failure(sweep.place, cell))
-        advance()
-
-    Processes(at_a_time, lambda cell, slot: _start(sweep, cell, slot, at_a_time), ended).run(cells)
-
-
 def _last_words(place: Workplace, cell: Cell, status: int) -> str:
     if status < 0:
         return f"its process was killed (signal {-status}), perhaps for want of memory"
     try:
-        lines = _log(place, cell).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = log_file(place, cell).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:
         lines = []
     return lines[-1].removeprefix("error: ") if lines else f"its process ended with status {status} and said nothing"
 
 
-def _log(place: Workplace, cell: Cell) -> Path:
-    return place.out / LOGS / f"{cell.name}.log"
-
-
-def _start(sweep: Sweep, cell: Cell, slot: int, at_a_time: int) -> subprocess.Popen[bytes]:
+def _start(sweep: Sweep, cell: Cell, slot: int, at_a_time: int) -> subprocess.Popen[str]:
     out = sweep.place.out
-    sweep.place.failure_file(cell).unlink(missing_ok=True)
     command = [sys.executable, "-m", "protfold_peft", "compare", str(out / CONFIG)]
-    command += ["--out", str(out), "--cell", str(cell.index), "--verbose"]
+    command += ["--out", str(out), "--worker", "--verbose"]
     command += ["--allow-leakage"] if sweep.leakage.allowed else []
-    return start_logged(command, _log(sweep.place, cell), slot, at_a_time)
+    return start_logged(command, log_file(sweep.place, cell), slot, at_a_time)
 
 
-def run_one(sweep: Sweep, index: int, *, retry: bool = True) -> str:
+def run_one(sweep: Sweep, index: int, *, retry: bool = True, judge: bool = True) -> str:
     """Run the cell of this number in this process, unless it is done; its state afterwards.
+
+    Without `judge` a cell that is judged on the targets is only trained, and stays `waiting`.
 
     Raises:
         ConfigError: There is no such cell, or one that it needs has not run.
@@ -186,7 +199,7 @@ def run_one(sweep: Sweep, index: int, *, retry: bool = True) -> str:
         raise ConfigError(f"--cell {index}: this comparison has cells 0 to {len(sweep.cells) - 1}")
     cell = sweep.cells[index]
     if _wanted(sweep, cell, retry):
-        run_cell(sweep.place, cell)
+        run_cell(sweep.place, cell, judge=judge)
     return sweep.state(cell)
 
 

@@ -19,6 +19,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers.models.esm.modeling_esmfold import EsmFoldSelfAttention, EsmFoldTriangleAttention
 
+from protfold_peft.folding.kernels.choose import attention_kernel, cuequivariance_attention
+from protfold_peft.folding.kernels.linear import together
+
 # Scores held at once in the backward pass, in elements: 64 MiB in fp32.
 _BACKWARD_SCORES = 2**24
 
@@ -81,6 +84,13 @@ def row_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     return torch.stack([_RowAttention.apply(*sample) for sample in zip(q, k, v, bias)])
 
 
+def _triton_attention(x: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Our kernel, which is imported where there is Triton."""
+    from protfold_peft.folding.kernels.triton_attention import triangle_attention
+
+    return triangle_attention(x, bias, scale)
+
+
 class SequenceAttention(EsmFoldSelfAttention):
     """Gated self-attention of the sequence state, biased by the pair state, on fused kernels."""
 
@@ -130,6 +140,16 @@ class TriangleAttention(EsmFoldTriangleAttention):
     def attend(self, x: Tensor, bias: Tensor) -> Tensor:
         """The update of rows `x` `(b, r, n, c)`, already normalised, under `bias` `(b, h, n, n)`."""
         mha = self.mha
+        width = mha.linear_q.out_features // mha.no_heads
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        kernel = attention_kernel(x.device, dtype, width)
+        if kernel != "torch":
+            qkv = together(x, mha.linear_q, mha.linear_k, mha.linear_v).unflatten(-1, (3, mha.no_heads, width))
+            attend = cuequivariance_attention if kernel == "cuequivariance" else _triton_attention
+            o = attend(qkv, bias.to(qkv.dtype), width**-0.5).flatten(-2)
+            if mha.linear_g is not None:
+                o = o * mha.linear_g(x).sigmoid()
+            return mha.linear_o(o)
 
         def heads(t: Tensor) -> Tensor:
             return t.unflatten(-1, (mha.no_heads, -1)).transpose(2, 3)

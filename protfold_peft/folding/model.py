@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.models.esm.modeling_esmfold import EsmForProteinFolding, EsmForProteinFoldingOutput
-from transformers.models.esm.openfold_utils import make_atom14_masks
 
 from protfold_peft.errors import ConfigError
 from protfold_peft.folding import confidence
 from protfold_peft.folding.language_model import last_hidden_state, weighted_hidden_states
 from protfold_peft.folding.masked_lm import save_head
+from protfold_peft.folding.structure_module import atom_masks
 from protfold_peft.folding.trunk import GLYCINE, FoldingTrunk, without_blocks
 from protfold_peft.structure.residues import UNKNOWN
 
@@ -236,14 +236,14 @@ class EsmFold(EsmForProteinFolding):
         ptm_logits = self.ptm_head(pair)
         lddt_logits = self.lddt_head(states).reshape(states.shape[0], b, n, -1, self.lddt_bins)
 
-        atoms = {"aatype": aatype.masked_fill(aatype == UNKNOWN, GLYCINE)}
-        make_atom14_masks(atoms)
         # An unknown residue has a backbone: that of glycine.
+        atoms = atom_masks(aatype.masked_fill(aatype == UNKNOWN, GLYCINE))
         for key in ("atom14_atom_exists", "atom37_atom_exists"):
             atoms[key] = atoms[key] * mask.unsqueeze(-1)
         return EsmFoldOutput(
             **{key: value for key, value in structure.items() if key != "single"},
-            **(atoms | {"aatype": aatype}),
+            **atoms,
+            aatype=aatype,
             distogram_logits=(distogram + distogram.transpose(1, 2)) / 2,
             lm_logits=self.lm_head(structure["s_s"]),
             residue_index=position_ids,

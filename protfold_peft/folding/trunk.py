@@ -22,8 +22,9 @@ from transformers.models.esm.modeling_esmfold import (
     EsmFoldTriangularSelfAttentionBlock,
 )
 
+from protfold_peft.folding import kernels
 from protfold_peft.folding.attention import SequenceAttention, TriangleAttention, row_slices
-from protfold_peft.folding.structure_module import InvariantPointAttention
+from protfold_peft.folding.structure_module import StructureModule
 from protfold_peft.structure.residues import RESTYPE_INDEX, UNKNOWN
 
 GLYCINE = RESTYPE_INDEX["G"]
@@ -169,9 +170,10 @@ class FoldingTrunk(EsmFoldingTrunk):
         with without_blocks(config):
             super().__init__(config)
         self.blocks = nn.ModuleList([TrunkBlock(config) for _ in range(config.num_blocks)])
-        self.structure_module.ipa = InvariantPointAttention(config.structure_module)
+        self.structure_module = StructureModule(config.structure_module)
         self.chunk_size: int | None = None
         self.autocast_dtype: torch.dtype | None = None
+        self._graphs: Any = None
 
     def forward(
         self, seq_feats: Tensor, aatype: Tensor, residue_index: Tensor, mask: Tensor, recycles: int
@@ -196,23 +198,51 @@ class FoldingTrunk(EsmFoldingTrunk):
         # passes keep the zero coordinates that the published weights saw for unknown residues.
         known = aatype.masked_fill(aatype == UNKNOWN, GLYCINE)
 
+        bins = self.pairwise_positional_embedding.bins
+        separations = (residue_index[:, None, :] - residue_index[:, :, None]).clamp(-bins, bins) + bins + 1
+        separations = separations * (mask[:, None, :] * mask[:, :, None]).long()  # 0: pairs with padding
+
+        fused = (recycles > 0 or not torch.is_grad_enabled()) and self._load_kernels(seq_feats.device)
+        # A graph keeps what it works in: not beside the activations of training.
+        graphs = kernels.settings().graphs and not torch.is_grad_enabled()
         for recycle in range(recycles + 1):
             last = recycle == recycles
             with torch.set_grad_enabled(torch.is_grad_enabled() and last):
                 s = seq_feats + self.recycle_s_norm(s.detach())
                 z = self.recycle_z_norm(z.detach()) + self.recycle_disto(recycle_bins)
-                z = z + self.pairwise_positional_embedding(residue_index, mask=mask.long())
-                s, z = self._blocks(s, z, mask)
+                z = z + self.pairwise_positional_embedding.embedding(separations)
+                s, z = self._blocks(s, z, mask, fused=fused and not torch.is_grad_enabled(), graphs=graphs)
                 structure = self.structure_module(
                     {"single": self.trunk2sm_s(s), "pair": self.trunk2sm_z(z)}, known if last else aatype, mask
                 )
                 if not last:
                     backbone = structure["positions"][-1][:, :, :3]
                     recycle_bins = self.distogram(backbone, 3.375, 21.375, self.recycle_bins)
+        if fused:
+            self._graphs.unload()
         structure["s_s"], structure["s_z"] = s, z
         return structure
 
-    def _blocks(self, s: Tensor, z: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _load_kernels(self, device: torch.device) -> bool:
+        """Whether passes without gradients run on the kernels of `folding.kernels`, whose weights are then loaded."""
+        if self.autocast_dtype is None or not len(self.blocks) or not kernels.triton_runs(device):
+            return False
+        from protfold_peft.folding.kernels import fast_block, graphs
+
+        if not all(fast_block.supported(block) for block in self.blocks):
+            return False
+        if self._graphs is None:
+            self._graphs = graphs.TrunkGraphs()
+        with torch.no_grad():
+            self._graphs.load(self.blocks, self.autocast_dtype)
+        return True
+
+    def _blocks(
+        self, s: Tensor, z: Tensor, mask: Tensor, *, fused: bool = False, graphs: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        if fused:
+            with torch.autocast(s.device.type, enabled=False):
+                return self._graphs.run(self.blocks, s, z, mask, graphs=graphs)
         enabled = self.autocast_dtype is not None
         with torch.autocast(s.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled):
             for block in self.blocks:

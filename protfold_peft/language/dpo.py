@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 
 from protfold_peft.adapters import load_fitting_adapter
-from protfold_peft.language.adapter import FULL, make_config, without_adapter
+from protfold_peft.adapters.named import FULL
+from protfold_peft.language.adapter import make_config, without_adapter
 from protfold_peft.language.config import DpoConfig
 from protfold_peft.language.records import Record, convert
 from protfold_peft.language.sft import TextTask, trainable_in_fp32

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from protfold_peft.adapters.named import FULL
 from protfold_peft.configuration import check, read_yaml
 from protfold_peft.errors import ConfigError
 from protfold_peft.language import output
-from protfold_peft.language.adapter import FULL
 from protfold_peft.language.config import CONFIGS, RunConfig
 from protfold_peft.language.models import device_of, load_tokenizer
 from protfold_peft.language.run import defined, held_out_records, make_task

@@ -17,10 +17,10 @@ from transformers import PrinterCallback
 from transformers import ProgressCallback as BarOfTransformers
 
 from protfold_peft.adapters.cards import card, method_name
+from protfold_peft.adapters.named import FULL
 from protfold_peft.errors import ConfigError, ProtfoldError
 from protfold_peft.files import write_text
 from protfold_peft.language import output
-from protfold_peft.language.adapter import FULL
 from protfold_peft.language.callbacks import LogCallback, ProgressCallback, dead_adapter_callback
 from protfold_peft.language.classify import Classification, check_classify
 from protfold_peft.language.config import ClassifyConfig, RunConfig

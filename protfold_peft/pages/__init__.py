@@ -11,6 +11,7 @@ import base64
 import gzip
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources, util
 from pathlib import Path
 
@@ -38,13 +39,19 @@ def molstar() -> tuple[str, str]:
         static = Path(location) / "static"
         script, style = static / "molviewspec.js", static / "molviewspec.css"
         if script.is_file() and style.is_file():
-            return pack(script.read_bytes()), style.read_text(encoding="utf-8").replace("</", "<\\/")
+            return _packed(script), style.read_text(encoding="utf-8").replace("</", "<\\/")
     return "", ""
 
 
 def pack(data: bytes) -> str:
     """Base64 of gzip, the same bytes at every call; `unpack` of `page.js` reads it."""
     return base64.b64encode(gzip.compress(data, compresslevel=9, mtime=0)).decode()
+
+
+@cache
+def _packed(path: Path) -> str:
+    """A file of a package, which stays as it is: megabytes that every report of a process has."""
+    return pack(path.read_bytes())
 
 
 def json_for_script(content: object) -> str:

@@ -42,7 +42,10 @@ class ModelConfig(_Group):
         device: auto, cpu, cuda or mps.
         recycles: Passes after the first, in training and evaluation, of which only the last has gradients; None: as
             many as the weights were made for (ESMFold: 3).
-        gradient_checkpointing: Compute activations twice to hold fewer of them.
+        gradient_checkpointing: Compute activations twice to hold fewer of them: all, or none; None: as many as
+            `memory_budget` asks for, or on a GPU the memory that is free there.
+        memory_budget: How much memory the run may take, as `24GB` or `22.5GiB`: of the GPU, or of the process on a CPU.
+        offload: Hold the inputs of the trunk's blocks that are computed twice in main memory meanwhile.
         quantize: Hold the language model's frozen matrices in 8 or 4 bits (bitsandbytes); None: as `dtype` says.
         masked_lm_head: Where the language model's own head comes from, for `loss.masked_lm`: hub id or folder of the
             matching `EsmForMaskedLM`, or `new` for an untrained one; None: the model's own, if it has one.
@@ -53,7 +56,9 @@ class ModelConfig(_Group):
     dtype: str = "auto"
     device: str = "auto"
     recycles: Annotated[int, Field(ge=0)] | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None
+    memory_budget: str | None = None
+    offload: bool = False
     quantize: Literal["8bit", "4bit"] | None = None
     masked_lm_head: str | None = None
     dropout: Annotated[Number, Field(ge=0, lt=1)] | None = None

@@ -18,6 +18,7 @@ from protfold_peft.training import weights
 from protfold_peft.training.chains import read_run_chains
 from protfold_peft.training.config import FinetuneConfig
 from protfold_peft.training.finetune import make_trainer, training_arguments
+from protfold_peft.training.memory import fit_memory
 from protfold_peft.training.setup import load_base, make_trainable
 
 
@@ -34,6 +35,7 @@ class DryRun:
         state_bytes: Weights, gradients and AdamW's two moments.
         peak_memory_bytes: Measured in one step on the longest crops, all of the process or GPU; None if unknown.
         step_seconds: Of that step.
+        plan: What is computed twice so that the memory is enough, in one line; None: it is not limited.
         loss: Of that step.
     """
 
@@ -46,6 +48,7 @@ class DryRun:
     peak_memory_bytes: int | None
     step_seconds: float
     loss: float
+    plan: str | None
 
 
 def dry_run(config: FinetuneConfig) -> DryRun:
@@ -82,6 +85,9 @@ def dry_run(config: FinetuneConfig) -> DryRun:
         chains = [data.train.chains[place] for place in longest]
         train = ChainFolder(tuple(chains), (), tuple(map(len, chains)))
         trainer = make_trainer(model, once, train, arguments, recycles)
+        plan = fit_memory(trainer, config, max(train.lengths))
+        if arguments.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(arguments.device)
         begin = time.monotonic()
         trainer.train()
         return DryRun(
@@ -94,4 +100,5 @@ def dry_run(config: FinetuneConfig) -> DryRun:
             peak_memory_bytes=peak_memory(arguments.device),
             step_seconds=time.monotonic() - begin,
             loss=next(row["loss"] for row in trainer.state.log_history if "loss" in row),
+            plan=None if plan is None else plan.described,
         )

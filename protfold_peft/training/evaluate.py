@@ -27,6 +27,8 @@ from protfold_peft.structure.residues import ATOM_INDEX
 CA, OXT = ATOM_INDEX["CA"], ATOM_INDEX["OXT"]
 SCORES = ("lddt_ca", "tm_score", "gdt_ts", "lddt", "plddt")
 CALIBRATION = ("pearson", "spearman", "error", "bias")
+# Residues of a chain that is scored on the CPU wherever it was folded.
+_SHORT = 256
 
 Values = Mapping[str, float | None]
 
@@ -76,6 +78,10 @@ def fold_chains(network: nn.Module, chains: Sequence[TrainingChain], recycles: i
         if not bool(atoms.isfinite().all()):
             raise NonFiniteError(f"{chain.name}: the model's coordinates hold NaN or infinity")
         plddt = output.plddt[0, :, CA].double()
+        # Scores are thousands of small operations, each of which a GPU starts more slowly than a CPU does a short one.
+        judge = torch.device("cpu") if len(chain) <= _SHORT else device
+        atoms, exists = atoms.to(judge), exists.to(judge)
+        batch = {key: value.to(judge) for key, value in batch.items()}
         true, mask = batch["atom_positions"].double(), batch["atom_mask"].clone()
         # The model places no terminal oxygen.
         mask[..., OXT] = False

@@ -24,7 +24,7 @@ from protfold_peft.data import (
 )
 from protfold_peft.errors import ConfigError
 from protfold_peft.runtime import LOGGER, peak_memory, progress_bar, resolve_device
-from protfold_peft.training import checkpoints, output, predictions, weights
+from protfold_peft.training import checkpoints, memory, output, predictions, weights
 from protfold_peft.training.callbacks import (
     BadGradientCallback,
     CsvFile,
@@ -44,7 +44,14 @@ from protfold_peft.training.trainer import StructureTrainer
 from protfold_peft.version import __version__
 
 
-def finetune(config: FinetuneConfig, *, overwrite: bool = False, resume: bool = False) -> FinetuneResult:
+def finetune(
+    config: FinetuneConfig,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    chains: RunChains | None = None,
+    report: bool = True,
+) -> FinetuneResult:
     """Train an adapter (or all weights) on structures and save it to `config.out`.
 
     The model is judged before and after on the validation chains, each folded whole, from its sequence alone, in eval
@@ -54,6 +61,8 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False, resume: bool = 
         config: The run; `config.out` must be set.
         overwrite: Replace the results that `config.out` holds, and an unfinished run.
         resume: Go on from the newest complete checkpoint of an unfinished run, if there is one.
+        chains: What `read_run_chains(config)` gives, where many runs share it; None: read here.
+        report: Write `report.html`.
 
     Raises:
         ConfigError: A setting that cannot be, or an output folder that is in use.
@@ -75,7 +84,7 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False, resume: bool = 
     before = output.unfinished(out, config) if resume else None
     if main:
         output.check_free(out, overwrite=overwrite, resume=resume)
-    data = read_run_chains(config)
+    data = read_run_chains(config) if chains is None else chains
     if main and before is None:
         output.make_working_folder(out, config)
     PartialState().wait_for_everyone()
@@ -83,7 +92,7 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False, resume: bool = 
     try:
         for reason in data.skipped:
             LOGGER.info("skipped: %s", reason)
-        result = _run(config, data, arguments, working, start)
+        result = _run(config, data, arguments, working, start, report=report)
         if main:
             output.publish(working, out)
         PartialState().wait_for_everyone()
@@ -100,7 +109,7 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False, resume: bool = 
 
 
 def _run(
-    config: FinetuneConfig, data: RunChains, arguments: TrainingArguments, working: Path, start: float
+    config: FinetuneConfig, data: RunChains, arguments: TrainingArguments, working: Path, start: float, *, report: bool
 ) -> FinetuneResult:
     device = arguments.device
     if device.type == "cuda":
@@ -112,6 +121,9 @@ def _run(
     n_trained = sum(parameter.numel() for parameter in weights.trained(model).values())
     LOGGER.info("%s parameters are trained", f"{n_trained:,}")
     trainer = make_trainer(model, config, data.train, arguments, recycles)
+    plan = memory.fit_memory(trainer, config, max(data.train.lengths, default=config.data.crop_size))
+    if plan is not None:
+        LOGGER.info("%s", plan.described)
     validation = _train(trainer, config, data, base, working)
 
     if validation is not None and validation.best_step:
@@ -162,7 +174,7 @@ def _run(
     if PartialState().is_main_process:
         finished = trainer.accelerator.unwrap_model(trainer.model)
         try:
-            save_results(finished, config, data, result, (base[:n], adapted[:n]), working)
+            save_results(finished, config, data, result, (base[:n], adapted[:n]), working, report=report)
         except (OSError, SafetensorError) as error:
             raise cannot_be_written(working, error) from error
     return result

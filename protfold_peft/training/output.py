@@ -172,6 +172,7 @@ def model_card(
     scores: tuple[Mapping[str, float | None], Mapping[str, float | None]],
     chains: int,
     recycles: int,
+    report: bool = True,
 ) -> str:
     """A README for the folder, in the Hugging Face hub's format.
 
@@ -183,6 +184,7 @@ def model_card(
         scores: Mean scores before and after.
         chains: How many were learnt.
         recycles: Passes after the first in prediction.
+        report: Whether there is a report to point to.
     """
     full = config.mode == "full"
     what = "weights" if full else f"{config.adapter.method} adapter"
@@ -222,6 +224,7 @@ def model_card(
         "--model PATH/TO/THIS/FOLDER" if full else f"--model {base} --adapter PATH/TO/THIS/FOLDER"
     ) + f" --recycles {recycles}"
     source = config.data.folder or config.data.sequences
+    shown = f"; `{REPORT}` shows them" if report else ""
     return f"""---
 {header}---
 
@@ -229,7 +232,7 @@ def model_card(
 
 {warning}Trained with protfold-peft {__version__} on {chains:,} chains in `{source}`: {rank}{config.training.steps} \
 steps, crops of at most {config.data.crop_size} residues.
-Every setting is in `{CONFIG}`, every logged step in `{METRICS}`, every score in `{RESULTS}`; `{REPORT}` shows them.
+Every setting is in `{CONFIG}`, every logged step in `{METRICS}`, every score in `{RESULTS}`{shown}.
 
 Mean scores of {judged_on}:
 

@@ -110,8 +110,10 @@ def save_results(
     result: FinetuneResult,
     folded: tuple[Sequence[Folded], Sequence[Folded]],
     working: Path,
+    *,
+    report: bool = True,
 ) -> None:
-    """Write weights, card, configuration, results and report into the working folder."""
+    """Write weights, card, configuration, results and, if wanted, the report into the working folder."""
     if config.mode == "full":
         model.save_pretrained(str(working))
         pair = (output.MODEL_WEIGHTS, output.MODEL_CONFIG)
@@ -129,12 +131,14 @@ def save_results(
         scores=(result.base, result.adapted),
         chains=len(data.train.chains),
         recycles=result.recycles,
+        report=report,
     )
     write_text(working / output.CARD, card)
     write_text(working / output.CONFIG, output.config_yaml(config))
     content = {key: value for key, value in asdict(result).items() if key != "out"}
     write_text(working / output.RESULTS, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    write_report(working / output.REPORT, _report(config, data, result, folded, working))
+    if report:
+        write_report(working / output.REPORT, _report(config, data, result, folded, working))
 
 
 def _report(

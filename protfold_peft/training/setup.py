@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from protfold_peft.adapters import METHODS, load_fitting_adapter
+from protfold_peft.adapters.named import FULL, named_config
 from protfold_peft.errors import ConfigError
 from protfold_peft.folding.load import LoadedModel, load_model, weights_folder
 from protfold_peft.folding.masked_lm import NEW, attach_head
@@ -74,10 +75,6 @@ def make_trainable(loaded: LoadedModel, config: FinetuneConfig) -> Any:
         for module in base.esm.modules():
             if isinstance(module, nn.Dropout):
                 module.p = config.model.dropout
-    if config.model.gradient_checkpointing:
-        # Named anew in transformers 5.23. Not re-entrant: the other kind needs inputs that ask for gradients.
-        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
     return model
 
 
@@ -154,15 +151,11 @@ def adapter_config(config: FinetuneConfig) -> Any:
 
 def _named_config(config: FinetuneConfig) -> Any:
     """Of one of PEFT's own methods, as `protfold lm` makes it."""
-    # Its package builds on this one.
-    from protfold_peft.language.adapter import FULL, make_config
-    from protfold_peft.language.config import AdapterConfig
-
     settings = config.adapter
     if settings.method == FULL:
         raise ConfigError("adapter.method=full: set mode=full to train all weights")
-    named = AdapterConfig(
-        method=settings.method,
+    return named_config(
+        settings.method,
         rank=settings.rank,
         alpha=settings.alpha,
         init=None if settings.init == "authors" else settings.init,
@@ -170,7 +163,6 @@ def _named_config(config: FinetuneConfig) -> Any:
         target_modules=[*settings.target_modules, *(settings.trunk_modules if config.mode == "trunk" else [])],
         options=settings.options,
     )
-    return make_config(named, None)
 
 
 def precision(dtype: str, device: torch.device) -> str:

@@ -25,6 +25,7 @@ from protfold_peft.files import write_text
 from protfold_peft.losses import masked_lm_loss
 from protfold_peft.training import checkpoints, weights
 from protfold_peft.training.config import FinetuneConfig
+from protfold_peft.training.made import made_batch
 from protfold_peft.training.objective import structure_loss
 from protfold_peft.training.terms import BASE_TERMS, MASKED_LM
 
@@ -118,6 +119,26 @@ class StructureTrainer(Trainer):
             self._terms[name] = self._terms.get(name, term.new_zeros(())) + term * inputs["share"]
         total = loss.total * inputs["share"]
         return (total, output) if return_outputs else total
+
+    def trial(self, length: int, batch: int) -> None:
+        """A forward and backward pass on made-up samples that leaves no trace, to see what it takes.
+
+        Args:
+            length: Residues of each.
+            batch: Samples.
+        """
+        inputs: dict[str, Any] = made_batch(length, batch, self.args.device)
+        if self._weights.get(MASKED_LM):
+            inputs |= {"masked_ids": inputs["input_ids"], "masked_chosen": inputs["attention_mask"].bool()}
+        before = self._terms, self._parts, self.recycles
+        # More of the passes without gradients take time only.
+        self.recycles = min(1, self.recycles)
+        self.model.train()
+        try:
+            self.compute_loss(self.model, inputs | {"step": 0, "share": 1.0}).backward()  # type: ignore[union-attr]
+        finally:
+            self._terms, self._parts, self.recycles = before
+            self.model.zero_grad(set_to_none=True)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the mean of every loss term since the last time."""

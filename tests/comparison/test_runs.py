@@ -111,40 +111,74 @@ def test_a_failed_cell_is_listed_left_alone_and_tried_again_on_request(settings,
         run_one(found, 7)
 
 
-def test_a_process_that_dies_takes_no_other_cell_with_it(settings, tmp_path: Path, monkeypatch, scored) -> None:
-    found = made(settings, tmp_path / "out", processes=2)
+# A worker: it answers every line but those it is told otherwise of. `$out` gets the lines that each process was told.
+ANSWERS = 'while read line; do echo "$line" >> "$out"; {}; echo "$line"; done'
 
-    def start(own: Any, cell: Any, slot: int, at_a_time: int) -> subprocess.Popen[bytes]:
-        assert slot in (0, 1)
-        if cell.index == 1:
-            return subprocess.Popen(["sh", "-c", "kill -9 $$"])
-        run_one(own, cell.index)
-        return subprocess.Popen(["true"])
+
+def shell(script: str, log: Path, out: Path, slot: int = 0) -> subprocess.Popen[str]:
+    return processes.start_logged(["sh", "-c", f"out='{out}'; {script}"], log, slot, 1)
+
+
+def test_a_process_that_dies_takes_no_other_cell_with_it(settings, tmp_path: Path, monkeypatch, scored) -> None:
+    """The cell it was doing has failed; the next goes to a new process, and a living one does many."""
+    found = made(settings, tmp_path / "out", methods={"lorta": {"method": "lorta", "ranks": [1, 2, 3]}})
+    started: list[Path] = []
+
+    def start(own: Any, cell: Any, slot: int, at_a_time: int) -> subprocess.Popen[str]:
+        assert (slot, at_a_time) == (0, 1)
+        started.append(tmp_path / f"told{len(started)}")
+        return shell(ANSWERS.format('[ "$line" = 2 ] && kill -9 $$'), tmp_path / "log", started[-1])
+
+    told = sweep._told
+
+    def tell(own: Any, cell: Any, judge: bool) -> str:
+        if cell.index != 2:
+            run_one(own, cell.index)
+        return told(own, cell, judge)
 
     monkeypatch.setattr(sweep, "_start", start)
+    monkeypatch.setattr(sweep, "_told", tell)
     run_all(found)
     assert [line.split(maxsplit=2)[2] for line in listing(found)] == [
+        "done",
         "done",
         "failed: its process was killed (signal 9), perhaps for want of memory",
         "done",
     ]
+    assert [path.read_text().split() for path in started] == [["0", "1", "2"], ["3"]]
     monkeypatch.setattr(sweep, "_start", lambda *_: pytest.fail("a cell was started"))
     run_all(found)
 
 
+def test_cells_wait_for_those_that_they_need(settings, tmp_path: Path) -> None:
+    """All but the base for its validation chains; a run that counts for the learning rates of its own arm."""
+    found = made(settings, tmp_path / "out", learning_rates=[0.01, 0.1])
+    base, one, two, other, _, *trained = found.cells
+    assert [cell.arm.rank for cell in (one, two, other, *trained)] == [1, 1, 4, 1, 4]
+    assert sweep._ready(found, base, found.cells)
+    assert not sweep._ready(found, one, [base])
+    assert sweep._ready(found, one, [two, other])
+    assert not sweep._ready(found, trained[0], [two])
+    assert sweep._ready(found, trained[0], [other, trained[1]])
+    file = runs.base_file(tmp_path / "out", found.place.config.finetune)
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert sweep._ready(found, one, [base])
+
+
 def test_an_interruption_stops_all_processes_and_fails_no_cell(settings, tmp_path: Path, monkeypatch) -> None:
     found = made(settings, tmp_path / "out", processes=2, methods={"lorta": {"method": "lorta", "ranks": [1, 2, 3]}})
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[subprocess.Popen[str]] = []
 
-    def start(*_: Any) -> subprocess.Popen[bytes]:
-        started.append(subprocess.Popen(["sleep", "20"]))
+    def start(*_: Any) -> subprocess.Popen[str]:
+        started.append(shell("exec sleep 20", tmp_path / "log", tmp_path / "told"))
         if len(started) == 2:
             main = threading.main_thread().ident
             threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT)).start()
         return started[-1]
 
     monkeypatch.setattr(sweep, "_start", start)
-    # The first stage is the base alone; done, so that two of the others run.
+    # The base is done, so that two of the others run.
     monkeypatch.setattr(sweep.Sweep, "state", lambda self, cell: "waiting" if cell.index else "done")
     # A shell may have told this process to ignore Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -160,13 +194,27 @@ def test_an_interruption_stops_all_processes_and_fails_no_cell(settings, tmp_pat
 def test_the_end_of_a_log_is_the_reason(settings, tmp_path: Path, monkeypatch) -> None:
     found = made(settings, tmp_path / "out")
 
-    def start(own: Any, cell: Any, slot: int, at_a_time: int) -> subprocess.Popen[bytes]:
-        log = tmp_path / "out" / "logs" / f"{cell.name}.log"
-        return processes.start_logged(["sh", "-c", "echo working; echo 'error: no space left'; exit 2"], log, slot, 1)
+    def start(own: Any, cell: Any, slot: int, at_a_time: int) -> subprocess.Popen[str]:
+        script = "echo working >&2; echo 'error: no space left' >&2; exit 2"
+        return shell(script, tmp_path / "out" / "logs" / f"{cell.name}.log", tmp_path / "told")
 
     monkeypatch.setattr(sweep, "_start", start)
     run_all(found)
     assert {line.split(maxsplit=2)[2] for line in listing(found)} == {"failed: no space left"}
+
+
+def test_what_is_trained_alone_is_judged_later(settings, tmp_path: Path) -> None:
+    """The training is not done again, and the base's validation chains are folded without its targets."""
+    found = made(settings, tmp_path / "out", methods={"lorta": {"method": "lorta", "ranks": [1]}})
+    assert [run_one(found, index, judge=False) for index in (0, 1)] == ["waiting", "waiting"]
+    assert not (tmp_path / "out" / "models").exists()
+    assert runs.base_file(tmp_path / "out", found.place.config.finetune).is_file()
+    weights = found.place.training_folder(Arm("lorta", 1), 0.03, 0) / output.ADAPTER_WEIGHTS
+    before = weights.stat().st_mtime_ns
+    assert not (weights.parent / output.REPORT).exists()
+    assert [run_one(found, index) for index in (0, 1)] == ["done", "done"]
+    assert weights.stat().st_mtime_ns == before
+    assert len(json.loads(found.place.scores_file(found.cells[1]).read_text())["rows"]) == 2
 
 
 def test_an_interrupted_cell_goes_on_from_its_checkpoint(settings, tmp_path: Path, monkeypatch) -> None:

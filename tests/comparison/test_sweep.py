@@ -7,6 +7,8 @@ import gzip
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +173,22 @@ def test_all_runs_saw_the_same_data(swept: Path, settings) -> None:
         for arm in sweep.arms
     }
     assert len(shared) == 1
+
+
+def test_what_a_process_did_before_changes_nothing(swept: Path, config_file, settings, tmp_path: Path) -> None:
+    """One worker, told of cells in another order than they were done in here, comes to the same bits."""
+    out = tmp_path / "out"
+    prepare(ComparisonConfig.model_validate({**settings(), "out": str(out)}))
+    command = [sys.executable, "-m", "protfold_peft", "compare", str(out / "comparison.yaml"), "--out", str(out)]
+    done = subprocess.run([*command, "--worker"], input="4\n1\n", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "4\n1\n"), done.stderr
+    for cell, training in (("lorta_r2_s0", "lorta_r2_lr0.03_s0"), ("lora_r1_s0", "lora_r1_lr0.03_s0")):
+        here, there = (json.loads((folder / "cells" / f"{cell}.json").read_text()) for folder in (swept, out))
+        assert here["rows"] == there["rows"]
+        assert here["of"] == there["of"]
+        weights = Path("trainings") / training / "adapter_model.safetensors"
+        assert (swept / weights).read_bytes() == (out / weights).read_bytes()
+        assert (out / "logs" / f"{cell}.log").is_file()
 
 
 def test_report_only_makes_the_same_outputs_from_the_results_alone(swept: Path, config_file, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import randomise, tiny_config
+from torch import Tensor
 from transformers.models.esm.modeling_esmfold import EsmForProteinFolding
 
 from protfold_peft.folding.model import EsmFold
@@ -40,3 +41,24 @@ def batch() -> dict[str, torch.Tensor]:
     lengths = torch.tensor([21, 13, 6])
     mask = (torch.arange(21) < lengths[:, None]).long()
     return {"input_ids": torch.randint(0, 20, (3, 21), generator=generator) * mask, "attention_mask": mask}
+
+
+@pytest.fixture
+def double_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lift the two places where stock code rounds to fp32 whatever the weights: rotary products and rigid frames."""
+    from transformers.models.esm import modeling_esm
+    from transformers.models.esm.openfold_utils import rigid_utils
+
+    class DoubleTorch:
+        float32 = torch.float64
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(torch, name)
+
+    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+        turned = (x * cos + modeling_esm.rotate_half(x) * sin for x in (q, k))
+        return tuple(turned)
+
+    monkeypatch.setattr(rigid_utils, "torch", DoubleTorch())
+    monkeypatch.setattr(modeling_esm, "apply_rotary_pos_emb", rotate)

@@ -43,6 +43,7 @@ def test_padded_batch_equals_stock_at_every_recycle_count(make_pair, batch, recy
     assert_same(expected, actual, batch["attention_mask"], 1e-5)
 
 
+@pytest.mark.usefixtures("double_everywhere")
 def test_in_float64_the_agreement_is_exact_to_rounding(make_pair, batch) -> None:
     stock, ours = (model.double() for model in make_pair())
     for gradients in (False, True):

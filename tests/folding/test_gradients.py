@@ -19,27 +19,6 @@ def structure_loss(model: EsmFold, batch: dict[str, Tensor], recycles: int = 0) 
     return (squared * pairs).sum() / pairs.sum() / 1000
 
 
-@pytest.fixture
-def double_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lift the two places where stock code rounds to fp32 whatever the weights: rotary products and rigid frames."""
-    from transformers.models.esm import modeling_esm
-    from transformers.models.esm.openfold_utils import rigid_utils
-
-    class DoubleTorch:
-        float32 = torch.float64
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(torch, name)
-
-    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-        turned = (x * cos + modeling_esm.rotate_half(x) * sin for x in (q, k))
-        return tuple(turned)
-
-    monkeypatch.setattr(rigid_utils, "torch", DoubleTorch())
-    monkeypatch.setattr(modeling_esm, "apply_rotary_pos_emb", rotate)
-
-
 @pytest.mark.usefixtures("double_everywhere")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradient_with_respect_to_language_model_weights_by_finite_differences(make_pair, batch, checkpointing) -> None:

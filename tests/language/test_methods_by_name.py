@@ -9,8 +9,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from protfold_peft.adapters import METHODS, TensLoRAConfig
+from protfold_peft.adapters.named import method_names
 from protfold_peft.errors import ConfigError
-from protfold_peft.language.adapter import add_adapter, make_config, method_names, param_groups
+from protfold_peft.language.adapter import add_adapter, make_config, param_groups
 from protfold_peft.language.config import AdapterConfig, TrainingConfig
 
 

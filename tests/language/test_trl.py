@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from adapter_methods import METHODS, make_config
+from adapter_methods import METHODS, TWO, make_config
 from peft import PeftModel, get_peft_model
 from stories import RECIPES
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -146,7 +146,7 @@ def test_sft_learns_and_what_it_saves_is_what_it_learnt(tiny_llama_folder, lette
     assert_base_unchanged(trainer.model, tiny_llama_folder)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TWO)
 def test_sft_with_checkpointing_is_the_same_training(tiny_llama_folder, letters, tmp_path, method):
     trained = {}
     for way in ("none", "non-reentrant", "trl's default"):
@@ -165,7 +165,7 @@ def test_sft_with_checkpointing_is_the_same_training(tiny_llama_folder, letters,
         assert torch.equal(trained["none"][name], trained["trl's default"][name]), name
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TWO)
 @pytest.mark.parametrize("kind", [sft, dpo])
 def test_trls_own_precision_is_bfloat16_and_factors_stay_float32(tiny_llama_folder, letters, tmp_path, method, kind):
     options = {"bf16": None, "gradient_checkpointing": True, "per_device_train_batch_size": 4, "max_steps": 12}
@@ -177,7 +177,7 @@ def test_trls_own_precision_is_bfloat16_and_factors_stay_float32(tiny_llama_fold
     assert {factor.dtype for factor in factors(trainer.model).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TWO)
 @pytest.mark.parametrize("kind", [sft, dpo])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny_llama_folder, letters, tmp_path, method, kind):
     def trainer(seed, **changes):
@@ -195,7 +195,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny_llama_folder, l
     assert losses(resumed)[2:] == losses(whole)[2:]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TWO)
 def test_the_reference_of_a_new_adapter_is_the_base_model(tiny_llama_folder, letters, tmp_path, method):
     torch.manual_seed(1)
     model, config = fresh(tiny_llama_folder), new_config(method)
@@ -213,7 +213,7 @@ def test_the_reference_of_a_new_adapter_is_the_base_model(tiny_llama_folder, let
     assert_base_unchanged(trainer.model, tiny_llama_folder)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TWO)
 def test_the_reference_of_a_trained_adapter_is_a_copy_of_it(tiny_llama_folder, letters, tmp_path, method):
     torch.manual_seed(1)
     model = get_peft_model(fresh(tiny_llama_folder), make_config(method))
@@ -243,7 +243,7 @@ def test_the_reference_of_a_trained_adapter_is_a_copy_of_it(tiny_llama_folder, l
     assert_same_factors(factors(loaded), factors(trainer.model))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TWO)
 def test_a_resumed_run_keeps_its_reference(tiny_llama_folder, letters, tmp_path, method):
     torch.manual_seed(1)
     get_peft_model(fresh(tiny_llama_folder), make_config(method)).save_pretrained(tmp_path / "first")
@@ -262,7 +262,7 @@ def test_a_resumed_run_keeps_its_reference(tiny_llama_folder, letters, tmp_path,
     assert losses(resumed)[2:] == losses(whole)[2:]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TWO)
 def test_reference_log_probabilities_made_beforehand(tiny_llama_folder, letters, tmp_path, method):
     torch.manual_seed(1)
     options = {"peft_config": new_config(method), "precompute_ref_log_probs": True, "per_device_train_batch_size": 4}
@@ -297,7 +297,7 @@ def preferences(data, count):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TWO)
 def test_a_real_model_learns_instructions_then_preferences(language_data, tmp_path, method):
     folder = language_data / "stories260K"
     tokenizer = AutoTokenizer.from_pretrained(folder)

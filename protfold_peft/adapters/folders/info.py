@@ -14,36 +14,12 @@ from safetensors import safe_open
 from protfold_peft.adapters.cards import method_name
 from protfold_peft.adapters.checkpoint import check_directory, read_config
 from protfold_peft.adapters.config import TensorAdapterConfig, TensorPeftType
+from protfold_peft.adapters.describe import GroupDescription, describe_group
 from protfold_peft.adapters.folders.base_model import count_parameters, skeleton
 from protfold_peft.adapters.folders.saved import FACTORS, MODULES, existing_folder
 from protfold_peft.adapters.loading import saved_config
 from protfold_peft.adapters.networks import TensorNetwork
 from protfold_peft.errors import ProtfoldError
-
-
-@dataclass(frozen=True)
-class GroupInfo:
-    """Sites that share factors.
-
-    Attributes:
-        name: Of the group.
-        sites: How many.
-        layers: How many layers have one.
-        kinds: Their roles.
-        modes: Length of each axis of their common tensor.
-        ranks: Rank of each axis, or one `rank`.
-        factors: Shape of each trained factor.
-        parameters: Of all factors.
-    """
-
-    name: str
-    sites: int
-    layers: int
-    kinds: tuple[str, ...]
-    modes: dict[str, int]
-    ranks: dict[str, int]
-    factors: dict[str, tuple[int, ...]]
-    parameters: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +49,7 @@ class AdapterInfo:
     init: str | None
     dropout: float | None
     modules: int
-    groups: tuple[GroupInfo, ...]
+    groups: tuple[GroupDescription, ...]
     parameters: int
     saved_in_full: tuple[str, ...]
     saved_in_full_parameters: int
@@ -105,7 +81,7 @@ def adapter_info(folder: str | os.PathLike[str]) -> AdapterInfo:
     if content["peft_type"] != TensorPeftType.TENSOR_NETWORK:
         return _of_other(folder, content, sizes, weights)
     config = saved_config(folder)
-    groups = tuple(_group(name, cast(TensorNetwork, group)) for name, group in _build(config).items())
+    groups = tuple(describe_group(name, cast(TensorNetwork, group)) for name, group in _build(config).items())
     return AdapterInfo(
         folder=str(folder),
         method=method_name(config.network),
@@ -129,19 +105,6 @@ def adapter_info(folder: str | os.PathLike[str]) -> AdapterInfo:
 def _build(config: TensorAdapterConfig) -> Any:
     with torch.device("meta"):
         return config.build()
-
-
-def _group(name: str, network: TensorNetwork) -> GroupInfo:
-    return GroupInfo(
-        name=name,
-        sites=len(network.sites),
-        layers=len({site.layer for site in network.sites}),
-        kinds=tuple(dict.fromkeys(site.kind for site in network.sites)),
-        modes=network.modes(),
-        ranks=network.ranks(),
-        factors={factor: tuple(tensor.shape) for factor, tensor in network.named_parameters()},
-        parameters=sum(tensor.numel() for tensor in network.parameters()),
-    )
 
 
 def _of_other(folder: Path, content: dict[str, Any], sizes: dict[str, int], weights: Path) -> AdapterInfo:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,84 +23,26 @@ from protfold_peft.data.prepare.reading import read_sources
 from protfold_peft.data.prepare.records import (
     DUPLICATE,
     EXCLUDED,
-    MISFIT,
     REASONS,
     UNREADABLE,
     Record,
     Rejection,
     filtered,
 )
+from protfold_peft.data.prepare.result import PrepareResult, summary, warn
 from protfold_peft.data.prepare.search import resolve_search, similar_pairs
 from protfold_peft.data.prepare.sequences import NamedSequences
 from protfold_peft.data.prepare.settings import PrepareSettings
 from protfold_peft.data.prepare.store import REPORT, RecordWriter
+from protfold_peft.data.prepare.tables import Row, row_of, write_chains, write_rejected
 from protfold_peft.errors import ConfigError, ProtfoldError
 from protfold_peft.files import replacing_folder
 from protfold_peft.runtime import LOGGER, configure_logging
 from protfold_peft.version import __version__
 
-CHAINS, REJECTED, HISTORY = "chains.csv", "rejected.csv", "run.json"
-_CHAIN_COLUMNS = (
-    "name",
-    "split",
-    "cluster",
-    "cluster_size",
-    "length",
-    "resolved",
-    "resolution",
-    "date",
-    "file",
-    "chain",
-)
-_REJECTED_COLUMNS = ("name", "file", "chain", "length", "reason", "detail")
-# Lines that go to the screen; the table has all.
-_MAX_SCREEN_LINES = 20
-# Names in a line on the screen.
-_MAX_NAMES = 5
-# What could not be used as it was given, for which the exit status is 1.
-_FAULTS = (UNREADABLE, MISFIT)
+HISTORY = "run.json"
 # A cluster with more of the chains than this is worth a word: likeness may have run from domain to domain.
 _LARGE_CLUSTER = 0.5
-
-
-@dataclass(frozen=True)
-class PrepareResult:
-    """How a preparation went.
-
-    Attributes:
-        out: The dataset.
-        report: What `report.json` holds: the same for the same input.
-        history: What `run.json` holds: how this run came to it.
-        summary: Lines for the screen.
-    """
-
-    out: Path
-    report: dict[str, Any]
-    history: dict[str, Any]
-    summary: tuple[str, ...]
-
-    @property
-    def exit_status(self) -> int:
-        """0 if every file could be read and every sequence given for one fits, else 1."""
-        return 1 if any(self.report["rejected"].get(reason) for reason in _FAULTS) else 0
-
-
-@dataclass(frozen=True)
-class _Row:
-    """What is held in memory of a record: all but the coordinates."""
-
-    place: int
-    name: str
-    sequence: str
-    resolved: int
-    atoms: int
-    resolution: float | None
-    date: str | None
-    file: str
-    chain: str
-
-    def rejected(self, reason: str, detail: str) -> Rejection:
-        return Rejection(self.name, self.file, self.chain, len(self.sequence), reason, detail)
 
 
 def run_prepare(settings: PrepareSettings) -> PrepareResult:
@@ -148,8 +88,8 @@ def run_prepare(settings: PrepareSettings) -> PrepareResult:
     finally:
         if shown:
             enable_progress_bar()
-    _tell([rejection for rejection in run.rejected if rejection.reason in _FAULTS], given.without)
-    return PrepareResult(settings.out, report, history, tuple(_summary(report, history, settings.out)))
+    warn(run.rejected, given.without)
+    return PrepareResult(settings.out, report, history, summary(report, history, settings.out))
 
 
 class _Run:
@@ -163,7 +103,7 @@ class _Run:
         self.working = folder / "working"
         self.working.mkdir()
         self.parsed = self.working / "parsed.arrow"
-        self.rows: list[_Row] = []
+        self.rows: list[Row] = []
         self.rejected: list[Rejection] = []
         self.n_chains = self.n_unchanged = 0
         self.clusters = np.zeros(0, dtype=np.int64)
@@ -185,7 +125,7 @@ class _Run:
                 writer = writer or RecordWriter(self.parsed)
                 name = _free_name(result, taken)
                 writer.write(result, name)
-                self.rows.append(_row(result, name, len(self.rows)))
+                self.rows.append(row_of(result, name, len(self.rows)))
         self.rejected += given.left()
         if writer is not None:
             writer.close()
@@ -193,9 +133,9 @@ class _Run:
 
     def drop_duplicates(self) -> None:
         """Of chains with one sequence keep the one with most resolved residues, best resolution, most atoms."""
-        best: dict[str, _Row] = {}
+        best: dict[str, Row] = {}
         for row in self.rows:
-            if row.sequence not in best or _rank(row) < _rank(best[row.sequence]):
+            if row.sequence not in best or row.rank < best[row.sequence].rank:
                 best[row.sequence] = row
         self._keep(
             {row.place for row in best.values()},
@@ -250,23 +190,8 @@ class _Run:
                 splits[name] = part.add_column("cluster_size", sizes[self.clusters[chosen]])  # type: ignore[call-arg,unused-ignore]
         splits.save_to_disk(str(self.folder))
         shutil.rmtree(self.working)
-        rows = [
-            {
-                "name": row.name,
-                "split": splitting.VALIDATION if self.validation[i] else splitting.TRAIN,
-                "cluster": int(self.clusters[i]),
-                "cluster_size": int(sizes[self.clusters[i]]),
-                "length": len(row.sequence),
-                "resolved": row.resolved,
-                "resolution": row.resolution,
-                "date": row.date,
-                "file": row.file,
-                "chain": row.chain,
-            }
-            for i, row in enumerate(self.rows)
-        ]
-        _write_csv(self.folder / CHAINS, _CHAIN_COLUMNS, rows)
-        _write_csv(self.folder / REJECTED, _REJECTED_COLUMNS, [asdict(rejection) for rejection in self.rejected])
+        write_chains(self.folder, self.rows, self.clusters, self.validation)
+        write_rejected(self.folder, self.rejected)
 
     def report(self, n_sources: int, n_excluded: int, given: NamedSequences) -> dict[str, Any]:
         """What `report.json` holds."""
@@ -327,59 +252,3 @@ def _free_name(record: Record, taken: Counter[str]) -> str:
         name = f"{record.chain.name}~{taken[record.chain.name]}"
     taken[name] += 1
     return name
-
-
-def _row(record: Record, name: str, place: int) -> _Row:
-    chain = record.chain
-    return _Row(
-        place=place,
-        name=name,
-        sequence=chain.sequence,
-        resolved=int(chain.has_frame.sum()),
-        atoms=int(chain.atom_mask.sum()),
-        resolution=record.resolution,
-        date=record.date,
-        file=record.file,
-        chain=record.chain_id,
-    )
-
-
-def _rank(row: _Row) -> tuple[Any, ...]:
-    resolution = float("inf") if row.resolution is None else row.resolution
-    return (-row.resolved, resolution, -row.atoms, row.place)
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _summary(report: dict[str, Any], history: dict[str, Any], out: Path) -> list[str]:
-    lines = [f"{report['files']:,} files, {report['chains_read']:,} chains read"]
-    if history["files_unchanged"]:
-        lines.append(f"{history['files_read']:,} files read, {history['files_unchanged']:,} unchanged")
-    if report["rejected"]:
-        told = ", ".join(f"{count:,} {reason}" for reason, count in report["rejected"].items())
-        lines.append(f"left out: {told} (why: {out / REJECTED})")
-    lines.append(
-        f"kept: {report['chains']:,} chains in {report['clusters']:,} clusters, the largest of "
-        f"{report['largest_cluster']:,}; {report['train']:,} train, {report['validation']:,} validation"
-    )
-    lines.append(f"{out}: written in {history['seconds']:g} s")
-    return lines
-
-
-def _tell(faults: Sequence[Rejection], without: Sequence[str]) -> None:
-    for rejection in faults[:_MAX_SCREEN_LINES]:
-        LOGGER.warning("%s: %s", rejection.reason, rejection.detail)
-    if len(faults) > _MAX_SCREEN_LINES:
-        LOGGER.warning("unreadable or not fitting: and %d more", len(faults) - _MAX_SCREEN_LINES)
-    if without:
-        LOGGER.warning(
-            "%d chains have no sequence in the FASTA files and keep their file's: %s (all are in %s)",
-            len(without),
-            ", ".join(without[:_MAX_NAMES]) + (", ..." if len(without) > _MAX_NAMES else ""),
-            REPORT,
-        )

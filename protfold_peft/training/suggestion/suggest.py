@@ -72,7 +72,7 @@ def suggest(family: Family, machine: Machine, *, model: str | None, out: str, ta
     learnt = sum(chain.file not in held for chain in family.chains)
     crop, longest = _sizes(machine, model)
     settings = {"out": Setting(out, "Folder of the finished adapter and its report.html; --out takes precedence.")}
-    settings |= _model(machine, model, crop)
+    settings |= _model(machine, model)
     settings |= {
         "adapter.method": Setting("lorta", "LoRTA: one tensor for all layers, heads and matrices; docs/adapters.md."),
         "adapter.rank": Setting(
@@ -96,7 +96,7 @@ def _sizes(machine: Machine, model: str | None) -> tuple[int, int]:
     return next((crop, longest) for least, crop, longest in _ESMFOLD_SIZES if memory >= least)
 
 
-def _model(machine: Machine, model: str | None, crop: int) -> dict[str, Setting]:
+def _model(machine: Machine, model: str | None) -> dict[str, Setting]:
     if machine.gpus:
         gpu = machine.gpus[0]
         here = f"{gpu.name} of {gpu.memory_bytes / GIB:.0f} GiB"
@@ -114,16 +114,16 @@ def _model(machine: Machine, model: str | None, crop: int) -> dict[str, Setting]
     return {
         "model.name": what,
         "model.dtype": dtype,
-        "model.gradient_checkpointing": _checkpointing(model, crop),
+        "model.gradient_checkpointing": _checkpointing(machine, model),
     }
 
 
-def _checkpointing(model: str | None, crop: int) -> Setting:
+def _checkpointing(machine: Machine, model: str | None) -> Setting:
     if model is None:
-        return Setting(False, "Not needed for so small a model and crop.")
-    if crop > 64:
-        return Setting(True, "Activations of ESMFold at this crop do not fit otherwise; a third slower.")
-    return Setting(False, "The crop is small; set true if memory runs out.")
+        return Setting(False, "Not needed for so small a model.")
+    if machine.gpus:
+        return Setting(None, "As much is computed twice as the free memory of the GPU asks for.")
+    return Setting(True, "Compute activations twice to hold fewer; a third slower.")
 
 
 def _data(family: Family, split: Split | None, table: str, crop: int, longest: int) -> dict[str, Setting]:

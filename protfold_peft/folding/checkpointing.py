@@ -1,0 +1,54 @@
+"""Which blocks keep what they computed until the backward pass, and which compute it a second time.
+
+A block that is computed twice holds its inputs only. Those that hold everything are the last ones of their stack: the
+backward pass frees them before it computes the first block again, so that the two never meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from protfold_peft.folding.model import EsmFold
+
+
+def set_checkpointing(base: EsmFold, *, kept_layers: int = 0, kept_blocks: int = 0, offload: bool = False) -> None:
+    """Compute everything twice but the last `kept_layers` of ESM-2 and the last `kept_blocks` of the trunk.
+
+    Args:
+        base: The model, without the PEFT wrapper.
+        kept_layers: Layers of the language model that hold their activations.
+        kept_blocks: Blocks of the trunk that hold theirs.
+        offload: Hold the inputs of the trunk's other blocks in main memory meanwhile.
+    """
+    # Named anew in transformers 5.23. Not re-entrant: the other kind needs inputs that ask for gradients.
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    for stack, kept in ((base.esm.encoder.layer, kept_layers), (base.trunk.blocks, kept_blocks)):
+        for place, block in enumerate(stack):
+            block.gradient_checkpointing = place < len(stack) - kept
+    if offload:
+        for block in base.trunk.blocks:
+            block._gradient_checkpointing_func = _in_main_memory
+
+
+def checkpointed(base: EsmFold) -> tuple[int, int]:
+    """How many layers of the language model and blocks of the trunk are computed twice."""
+    layers, blocks = (
+        sum(block.gradient_checkpointing for block in stack) for stack in (base.esm.encoder.layer, base.trunk.blocks)
+    )
+    return layers, blocks
+
+
+_checkpoint: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
+
+
+def _in_main_memory(function: Callable[..., Any], *inputs: Any) -> Any:
+    """Checkpoint a call whose inputs wait in main memory."""
+    # What the call itself would save is dropped by the checkpoint, whose hooks are the inner ones.
+    with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
+        return _checkpoint(function, *inputs)
