@@ -87,7 +87,7 @@ def build(kind: type[nn.Module], config: EsmConfig, device: torch.device) -> Any
     The weights are drawn where they will be: billions of them take seconds on a GPU and minutes on a CPU.
     """
     with torch.device(device), no_init_weights():
-        model = kind(config)
+        model: Any = kind(config)
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
