@@ -17,6 +17,7 @@ from protfold_peft.errors import ConfigError
 from protfold_peft.folding.load import LoadedModel, load_model, weights_folder
 from protfold_peft.folding.masked_lm import NEW, attach_head
 from protfold_peft.folding.mini import MINI_NAME
+from protfold_peft.folding.quantize import halve_frozen_trunk
 from protfold_peft.runtime import seed_everything
 from protfold_peft.training.config import FinetuneConfig
 
@@ -75,6 +76,8 @@ def make_trainable(loaded: LoadedModel, config: FinetuneConfig) -> Any:
         for module in base.esm.modules():
             if isinstance(module, nn.Dropout):
                 module.p = config.model.dropout
+    if config.mode != "full":
+        halve_frozen_trunk(base)
     return model
 
 
