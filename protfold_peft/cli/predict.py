@@ -12,13 +12,24 @@ from protfold_peft.cli.common import (
     DebugOption,
     DeviceOption,
     DtypeOption,
+    JsonOption,
     ModelOption,
     SeedOption,
     VerboseOption,
     error_boundary,
+    output_kept_for,
+    print_json,
     quieten,
 )
 from protfold_peft.errors import ConfigError
+
+SHORT = "Fold sequences: FASTA in; structures, confidence and a report out."
+EXAMPLES = (
+    "protfold predict proteins.fasta --out predictions",
+    "protfold predict proteins.fasta --out predictions --model facebook/esmfold_v1 --adapter runs/my_family",
+    "cat proteins.fasta | protfold predict - --out predictions --format pdb,cif --recycles 8",
+    "protfold predict proteins.fasta --out predictions --json | jq .records[].plddt",
+)
 
 
 def predict(
@@ -104,6 +115,7 @@ def predict(
         ),
     ] = None,
     seed: SeedOption = 0,
+    json: JsonOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -144,8 +156,12 @@ def predict(
             writers=writers,
             verbose=verbose,
         )
-        result = run_prediction(settings)
-        typer.echo(result.summary_line)
+        with output_kept_for(json):
+            result = run_prediction(settings)
+        if json:
+            print_json(result)
+        else:
+            typer.echo(result.summary_line)
         raise typer.Exit(result.exit_status)
 
 

@@ -98,7 +98,8 @@ def _run(settings: RunSettings, inputs: InputSet) -> RunResult:
             _write_tables(settings, inputs, records, rejected)
             raise
     _write_tables(settings, inputs, records, rejected)
-    return RunResult(folded, skipped, failed, len(rejected), settings.out)
+    own = collect_rows(settings.out, records, rejected, others=False)
+    return RunResult(folded, skipped, failed, len(rejected), settings.out, tuple(own))
 
 
 class _Job:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from protfold_peft.errors import ConfigError
 from protfold_peft.folding.load import parse_precision
 from protfold_peft.folding.markers import FORMATS
 from protfold_peft.runtime import resolve_device
+
+if TYPE_CHECKING:
+    from protfold_peft.folding.summary import Row
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class RunResult:
         failed: Folding or writing failed.
         invalid: Inputs that cannot be folded as given.
         out: Where the results are.
+        records: The rows of `summary.csv` that are of this run: its records and inputs that cannot be folded.
     """
 
     folded: int
@@ -93,6 +98,7 @@ class RunResult:
     failed: int
     invalid: int
     out: Path
+    records: tuple[Row, ...] = ()
 
     @property
     def summary_line(self) -> str:

@@ -9,11 +9,12 @@ Axis letters: `b` batch, `n` residues, `c` channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.esm.modeling_esmfold import (
@@ -24,6 +25,7 @@ from transformers.models.esm.modeling_esmfold import (
 
 from protfold_peft.folding import kernels
 from protfold_peft.folding.attention import SequenceAttention, TriangleAttention, row_slices
+from protfold_peft.folding.kernels.linear import together
 from protfold_peft.folding.structure_module import StructureModule
 from protfold_peft.structure.residues import RESTYPE_INDEX, UNKNOWN
 
@@ -38,11 +40,10 @@ _FEWEST_ROWS = 8
 class TriangleMultiplication(EsmFoldTriangleMultiplicativeUpdate):
     """Triangle multiplicative update (AlphaFold 2 supplement, Algorithms 11 and 12)."""
 
-    def _operands(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The two gated projections of `x` `(b, r, n, c)`, already normalised, masked by `mask` `(b, r, n, 1)`."""
-        a = self.linear_a_p(x) * self.linear_a_g(x).sigmoid() * mask
-        b = self.linear_b_p(x) * self.linear_b_g(x).sigmoid() * mask
-        return a, b
+    def _operands(self) -> Callable[[Tensor], Tensor]:
+        """A function from normalised pairs `(b, r, n, c)` to both operands, end to end, `(b, r, n, 2 c)`, unmasked."""
+        project = together(self.linear_a_p, self.linear_b_p, self.linear_a_g, self.linear_b_g)
+        return lambda x: F.glu(project(x))
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         """Sum over the third residue of operands `(b, c, n, n)`."""
@@ -55,25 +56,28 @@ class TriangleMultiplication(EsmFoldTriangleMultiplicativeUpdate):
     def forward(self, z: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override, unused-ignore]
         """The update of the pair state `z` `(b, n, n, c)`; `mask` `(b, n, n)` is 1 at real pairs."""
         x = self.layer_norm_in(z)
-        a, b = self._operands(x, mask.unsqueeze(-1).to(x.dtype))
-        product = self._product(a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2))
+        operands = self._operands()(x).permute(0, 3, 1, 2).contiguous()
+        a, b = operands.chunk(2, dim=1)
+        # The third residue is one of `a` already: masked there it adds nothing.
+        product = self._product(a * mask.unsqueeze(1).to(a.dtype), b)
         return self._finish(product.permute(0, 2, 3, 1), x)
 
     def add_update_(self, z: Tensor, mask: Tensor, rows: int) -> None:
         """Add the update to `z` in place (inference only)."""
         n = z.shape[1]
-        operands: tuple[Tensor, Tensor] | None = None
+        project = self._operands()
+        operands: Tensor | None = None
         for part in row_slices(n, rows):
-            a, b = self._operands(self.layer_norm_in(z[:, part]), mask[:, part].unsqueeze(-1).to(z.dtype))
+            values = project(self.layer_norm_in(z[:, part]))
             if operands is None:
                 # Channels first, as the product wants them: filled row by row, no permuted copy of the whole.
-                shape = (z.shape[0], a.shape[-1], n, n)
-                operands = (a.new_empty(shape), a.new_empty(shape))
-            operands[0][:, :, part] = a.permute(0, 3, 1, 2)
-            operands[1][:, :, part] = b.permute(0, 3, 1, 2)
+                operands = values.new_empty((z.shape[0], values.shape[-1], n, n))
+            operands[:, :, part] = values.permute(0, 3, 1, 2)
         assert operands is not None
-        product = self._product(*operands)
-        del operands
+        a, b = operands.chunk(2, dim=1)
+        a *= mask.unsqueeze(1).to(a.dtype)
+        product = self._product(a, b)
+        del operands, a, b
         for part in row_slices(n, rows):
             x = self.layer_norm_in(z[:, part])
             z[:, part] += self._finish(product[:, :, part].permute(0, 2, 3, 1), x)
@@ -242,7 +246,7 @@ class FoldingTrunk(EsmFoldingTrunk):
     ) -> tuple[Tensor, Tensor]:
         if fused:
             with torch.autocast(s.device.type, enabled=False):
-                return self._graphs.run(self.blocks, s, z, mask, graphs=graphs)
+                return self._graphs.run(s, z, mask, graphs=graphs)
         enabled = self.autocast_dtype is not None
         with torch.autocast(s.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled):
             for block in self.blocks:

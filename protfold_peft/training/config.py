@@ -115,8 +115,8 @@ class DataConfig(_Group):
     Attributes:
         folder: Holds PDB and mmCIF files, or is a dataset of `protfold prepare`, of which `train` is learnt;
             relative to where the command runs. None: only `sequences` are learnt.
-        table: As in `SourceConfig`.
-        where: As in `SourceConfig`.
+        table: CSV or TSV file with a column `name`, of the files without their suffixes; None: there is none.
+        where: Only the chains whose row in the table has these values, by column.
         sequences: FASTA file of sequences without structures, learnt by `loss.masked_lm` alone.
         validation: Chains the run is judged by. None: the split `validation` of a prepared dataset, or, where there
             is none, the training chains themselves, which says nothing about other proteins.

@@ -31,7 +31,7 @@ def test_outputs_and_gradients_on_cuda_equal_those_on_the_cpu(tiny, batch) -> No
         output = model(**inputs, recycles=0)
         output.distogram_logits.square().mean().backward()
         gradient = model.esm.encoder.layer[0].attention.self.query.weight.grad
-        return inferred.cpu(), output.s_z.detach().cpu(), gradient.cpu()
+        return inferred.cpu(), output.s_z.detach().cpu(), gradient.cpu().clone()  # `to` moves gradients too
 
     real = batch["attention_mask"].bool()
     pairs = real[:, :, None] & real[:, None, :]

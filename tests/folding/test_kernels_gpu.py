@@ -98,7 +98,7 @@ def test_fused_block_is_as_near_to_float64_as_autocast_is(lengths) -> None:
         with torch.autocast("cuda", dtype=torch.bfloat16):
             rounded = block(s.clone(), z.clone(), mask)
         fused_z = z.clone()
-        fused_s = update(s.clone(), fused_z, mask, PackedBlock.of(block, torch.bfloat16))
+        fused_s = update(s.clone(), fused_z, mask, PackedBlock(block, torch.bfloat16))
         exact = block.double()(s.double(), z.double(), mask.double())
     for fused, autocast, expected in zip((fused_s, fused_z), rounded, exact):
         assert torch.isfinite(fused).all()
@@ -179,10 +179,12 @@ def test_graphs_follow_weights_however_they_change(trunk) -> None:
 
 
 def test_a_changed_module_is_called_as_it_is(trunk) -> None:
-    run_blocks(trunk, [64])
+    plain = run_blocks(trunk, [64])[1]
     trunk.blocks[0].tri_mul_in.linear_z.register_forward_hook(lambda module, inputs, output: output * 0)
-    hooked = run_blocks(trunk, [64])[1]
-    assert torch.equal(hooked, run_blocks(trunk, [64], reference=True)[1])
+    hooked, expected = run_blocks(trunk, [64])[1], run_blocks(trunk, [64], reference=True)[1]
+    everywhere = torch.ones(1, 64, device="cuda")
+    assert error(hooked, expected.double(), everywhere) < 1e-2
+    assert error(hooked, plain.double(), everywhere) > 1e-1
 
 
 def test_no_pass_waits_for_the_device(trunk) -> None:
@@ -206,5 +208,5 @@ def test_bf16_prediction_folds_as_fp32_does() -> None:
     sequence = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG"
     exact = predict(load_model(device="cpu", dtype="fp32"), sequence)
     fused = predict(load_model(device="cuda", dtype="fp32/bf16"), sequence)
-    a, b = (torch.as_tensor(p.structure.chains[0].atom_positions)[None].double() for p in (fused, exact))
+    a, b = (torch.as_tensor(p.structure.chains[0].atom_positions)[None, :, 1].double() for p in (fused, exact))
     assert tm_score(a, b, torch.ones(a.shape[:2], dtype=torch.bool)).score.item() > 0.99

@@ -1,8 +1,8 @@
 """The trunk's blocks on short sequences as CUDA graphs: recorded once a length, replayed without the host.
 
 Two thousand kernels of a few microseconds each take longer to launch than to run. A graph holds the addresses that it
-was recorded with, so it is kept only as long as every weight lies where it lay, and the packed weights are made anew
-by a graph of their own at the start of every prediction. Lengths are rounded up to a multiple of 16 and the rest is
+was recorded with: those of packed weights, which stay where they are and are filled anew at the start of every
+prediction. Lengths are rounded up to a multiple of 16 and the rest is
 masked, which changes no real residue, so that there are few graphs.
 
 Axis letters: `b` batch, `n` residues, `p` residues rounded up, `c` channels.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protfold_peft.folding.kernels.fast_block import PackedBlock, layers, update
+from protfold_peft.folding.kernels.fast_block import PackedBlock, copy_weights, update
 
 # Above this many pairs the device is busy for longer than the host needs to launch.
 _MOST_PAIRS = 512 * 512
@@ -49,8 +49,7 @@ class TrunkGraphs:
     """
 
     def __init__(self) -> None:
-        self._addresses: tuple[int, ...] = ()
-        self._pack: torch.cuda.CUDAGraph | None = None
+        self._kind: tuple[object, ...] = ()
         self._weights: list[PackedBlock] = []
         self._passes: OrderedDict[tuple[int, int], _Pass] = OrderedDict()
         self._seen: set[tuple[int, int]] = set()
@@ -65,30 +64,28 @@ class TrunkGraphs:
         """Forget everything recorded."""
         self._passes.clear()
         self._seen.clear()
-        self._weights, self._pack = [], None
+        self._weights = []
 
     def load(self, blocks: Any, dtype: torch.dtype) -> None:
         """Take the weights of all blocks as they are now; needed before `run`, in every prediction."""
-        tensors = [t for block in blocks for layer in layers(block) for t in layer._parameters.values()]
-        addresses = (*(t.data_ptr() for t in tensors if t is not None), hash(dtype))
-        if addresses != self._addresses:
+        kind = (dtype, blocks[0].layernorm_1.weight.device, len(blocks))
+        if kind != self._kind:
             self.clear()
-            self._addresses = addresses
-        if self._pack is None:
-            self._weights = [PackedBlock.of(block, dtype) for block in blocks]
+            self._kind = kind
+        if self._weights:
+            copy_weights(self._weights, blocks)
         else:
-            self._pack.replay()
+            self._weights = [PackedBlock(block, dtype) for block in blocks]
 
     def unload(self) -> None:
         """Let go of packed weights that no graph needs."""
-        if self._pack is None:
+        if not self._passes:
             self._weights = []
 
-    def run(self, blocks: Any, s: Tensor, z: Tensor, mask: Tensor, *, graphs: bool) -> tuple[Tensor, Tensor]:
+    def run(self, s: Tensor, z: Tensor, mask: Tensor, *, graphs: bool) -> tuple[Tensor, Tensor]:
         """All blocks.
 
         Args:
-            blocks: The modules that `load` got.
             s: `(b, n, c_s)`.
             z: `(b, n, n, c_z)`; overwritten.
             mask: `(b, n)`, 1 at real residues.
@@ -108,7 +105,7 @@ class TrunkGraphs:
                 self._seen.add(key)
                 s, z = self._blocks(s, z.contiguous(), mask)
                 return s[:, :n], z[:, :n, :n]
-            self._record(blocks, key, s, z, mask)
+            self._record(key, s, z, mask)
         self._passes.move_to_end(key)
         recorded = self._passes[key]
         recorded.s.zero_()[:, :n] = s[:, :n]
@@ -122,14 +119,7 @@ class TrunkGraphs:
             s = update(s, z, mask, weights)
         return s, z
 
-    def _record(self, blocks: Any, key: tuple[int, int], s: Tensor, z: Tensor, mask: Tensor) -> None:
-        if self._pack is None:
-            dtype = self._weights[0].pair_bias.dtype
-            pack = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(pack, capture_error_mode="thread_local"):
-                self._weights = [PackedBlock.of(block, dtype) for block in blocks]
-            pack.replay()
-            self._pack = pack
+    def _record(self, key: tuple[int, int], s: Tensor, z: Tensor, mask: Tensor) -> None:
         if len(self._passes) == _MOST_GRAPHS:
             self._passes.popitem(last=False)
         s, z, mask = s.clone(), z.clone(), mask.clone()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,11 +31,13 @@ def joined(modules: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     return weight, torch.cat(biases)
 
 
-def together(x: Tensor, *modules: Any) -> Tensor:
-    """The outputs of linear layers for the same `x` `(..., c)`, laid end to end along the last axis.
+def together(*modules: Any) -> Callable[[Tensor], Tensor]:
+    """Linear layers that share an input as one: outputs `(..., c)` laid end to end along the last axis.
 
-    Layers that an adapter, quantisation or offloading has changed are called one by one.
+    Layers that an adapter, quantisation or offloading has changed are called one by one. The weights are those of this
+    moment: make it anew in every pass.
     """
     if all(map(is_plain, modules)):
-        return F.linear(x, *joined(modules))
-    return torch.cat([module(x) for module in modules], dim=-1)
+        weight, bias = joined(modules)
+        return functools.partial(F.linear, weight=weight, bias=bias)
+    return lambda x: torch.cat([module(x) for module in modules], dim=-1)

@@ -10,12 +10,18 @@ Axis letters: `b` batch, `n` residues, `c` channels, `h` heads, `m` residues rou
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from protfold_peft.folding.kernels.triton_attention import _precision
+
+# Gain, shift, and what is added to the variance; weight and bias.
+Norm = tuple[Tensor, Tensor, float]
+Layer = tuple[Tensor, Tensor]
 
 
 @triton.jit
@@ -233,50 +239,64 @@ def norm_and_bias(
     return x, bias
 
 
-def multiply_(
-    z: Tensor,
-    mask: Tensor,
-    norms: tuple[Tensor, Tensor, Tensor, Tensor, float],
-    weights: tuple[Tensor, ...],
-    *,
-    outgoing: bool,
-) -> None:
+@dataclass(frozen=True)
+class PackedMultiplication:
+    """Weights of a triangle multiplication; those of the operands are both projections, then both gates."""
+
+    norm: Norm
+    operands: Layer
+    norm_out: Norm
+    out: Layer
+    gate: Layer
+
+
+def multiply_(z: Tensor, mask: Tensor, w: PackedMultiplication, *, outgoing: bool) -> None:
     """Add a triangle multiplicative update to the pair state in place (AlphaFold 2 supplement, Algorithms 11 and 12).
 
     Args:
         z: `(b, n, n, c)`, contiguous.
         mask: `(b, n)`, 1 at real residues.
-        norms: Gain and shift of the norm before, gain and shift of the norm after, and what is added to variances.
-        weights: Of the operands, `(4 c, c)`: both projections, then both gates, and their biases `(4 c,)`; of the
-            result `(c, c)`, `(c,)`; of its gate `(c, c)`, `(c,)`.
+        w: The weights.
         outgoing: Which of the two algorithms.
     """
+    x, operands = operands_of(z, mask, w)
+    product = product_of(operands, outgoing=outgoing)
+    del operands
     b, n, _, c = z.shape
-    w_in, b_in, w_z, b_z, w_g, b_g = weights
-    gain_in, shift_in, gain_out, shift_out, eps = norms
+    block = _block(w.out[0])
+    _multiply_out[(triton.cdiv(n, block), n, b)](
+        z, x, product, *w.norm_out[:2], *w.out, *w.gate, n, product.shape[-1], w.norm_out[2],
+        C=c, BP=block, PRECISION=_precision(x), num_warps=4, num_stages=2,
+    )  # fmt: skip
+
+
+def _block(weight: Tensor) -> int:
+    """Positions that a program works on."""
+    return 64 if weight.element_size() == 2 else 32
+
+
+def operands_of(z: Tensor, mask: Tensor, w: PackedMultiplication) -> tuple[Tensor, Tensor]:
+    """The norm `(b, n, n, c)` of the pair state, and both operands `(b, 2 c, m, m)`, masked, one after the other."""
+    b, n, _, c = z.shape
+    weight = w.operands[0]
     # Rows of a multiple of 16 bytes: what matrix products need to run at full speed.
     m = triton.cdiv(n, 8) * 8
-    precision = _precision(w_in)
-    x = torch.empty_like(z, dtype=w_in.dtype)
-    # All channels of one operand, then those of the other.
-    operands = z.new_empty((b, 2 * c, m, m), dtype=w_in.dtype)
+    x = torch.empty_like(z, dtype=weight.dtype)
+    operands = z.new_empty((b, 2 * c, m, m), dtype=weight.dtype)
     if m > n:
         operands[:, :, n:] = 0
-    block = 64 if w_in.element_size() == 2 else 32
+    block = _block(weight)
     _multiply_in[(triton.cdiv(m, block), n, b)](
-        z, x, operands, gain_in, shift_in, w_in, b_in, mask, n, m, eps,
-        C=c, BP=block, BC=min(64, c), PRECISION=precision, num_warps=4, num_stages=2,
+        z, x, operands, *w.norm[:2], *w.operands, mask, n, m, w.norm[2],
+        C=c, BP=block, BC=min(64, c), PRECISION=_precision(weight), num_warps=4, num_stages=2,
     )  # fmt: skip
+    return x, operands
+
+
+def product_of(operands: Tensor, *, outgoing: bool) -> Tensor:
+    """Sums over the third residue, `(b, c, m, m)`."""
     left, right = operands.chunk(2, dim=1)
-    if outgoing:
-        product = left @ right.transpose(-1, -2)
-    else:
-        product = left.transpose(-1, -2) @ right
-    del operands, left, right
-    _multiply_out[(triton.cdiv(n, block), n, b)](
-        z, x, product, gain_out, shift_out, w_z, b_z, w_g, b_g, n, m, eps,
-        C=c, BP=block, PRECISION=precision, num_warps=4, num_stages=2,
-    )  # fmt: skip
+    return left @ right.transpose(-1, -2) if outgoing else left.transpose(-1, -2) @ right
 
 
 def transition_(
