@@ -63,7 +63,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a GPU computes in bf16 itself, and does not imitate it; a GPU that is not there is taken for a new one."""
+    """Whether a GPU computes in bf16 itself; one that is not there is taken for a new one."""
     return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
