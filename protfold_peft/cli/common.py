@@ -51,8 +51,8 @@ ReferenceKernelsOption = Annotated[
     bool,
     typer.Option(
         "--reference-kernels",
-        help="Run the folding trunk on PyTorch's own operations, to compare, or to rule its kernels out as the cause of "
-        "something. Slower on a GPU.",
+        help="Run the folding trunk on PyTorch's own operations, to compare, or to rule its kernels out as a cause. "
+        "Slower on a GPU.",
         rich_help_panel="Running",
     ),
 ]

@@ -96,7 +96,7 @@ def row_attention(x: Tensor, bias: Tensor, scale: float) -> Tensor:
 
 def _triton_attention(x: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Our kernel, which is imported where there is Triton."""
-    from protfold_peft.folding.kernels.triton_attention import triangle_attention
+    from protfold_peft.folding.kernels.triton_attention_backward import triangle_attention
 
     return triangle_attention(x, bias.to(x.dtype), scale)
 

@@ -55,7 +55,7 @@ def test_attention_and_its_gradients_equal_float64(n, ending) -> None:
     expected = ((0.3 * q @ k.transpose(-1, -2) + exact[1][:, None]).softmax(-1) @ v).transpose(2, 3)
     wanted = torch.autograd.grad(expected, exact, grad.double())
     inputs = [x.requires_grad_(True), bias.requires_grad_(True)]
-    actual = load("triton_attention").triangle_attention(*inputs, 0.3)
+    actual = load("triton_attention_backward").triangle_attention(*inputs, 0.3)
     given = torch.autograd.grad(actual, inputs, grad)
     for a, e in zip((actual, *given), (expected, *wanted)):
         assert a.dtype == torch.float32
