@@ -49,7 +49,7 @@ def test_ten_thousand_sequences_take_the_memory_of_a_few(tmp_path: Path, monkeyp
     assert run_prediction(settings).folded == RECORDS
     assert len(sampled) > 40
     tenth = len(sampled) // 10
-    # A tenth is passed over: what libraries set aside once. Leaking one prediction's arrays would add 200 MiB and more.
+    # A tenth is passed over: what libraries set aside once. Kept, the predictions would be 200 MiB and more.
     growth = np.median(sampled[-tenth:]) - np.median(sampled[tenth : 2 * tenth])
     print("MiB at every tenth:", [size // 2**20 for size in sampled[:: max(1, tenth)]])
     assert growth < 50 * 2**20
