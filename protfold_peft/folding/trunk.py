@@ -135,9 +135,13 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
         """`forward`, checkpointed if asked for, unless that would hold no less and only compute once more."""
         # Offloading the inputs has a function of its own, which needs to be called.
         plain = getattr(getattr(self, "_gradient_checkpointing_func", None), "func", None) is checkpoint
-        if self.gradient_checkpointing and plain and self._frozen_kernels(args[0]) is not None:
+        if self.gradient_checkpointing and plain and self.keeps_inputs_only(args[0]):
             return self.forward(*args, **kwargs)
         return super().__call__(*args, **kwargs)
+
+    def keeps_inputs_only(self, state: Tensor) -> bool:
+        """Whether a pass over the sequence state `state` `(b, n, c_s)` saves only its inputs, checkpointed or not."""
+        return self._frozen_kernels(state) is not None
 
     def _frozen_kernels(self, state: Tensor) -> FrozenBlock | None:
         """The kernels that train around this block, if it is frozen, in half precision and on a GPU that has them."""
