@@ -119,8 +119,7 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
             The two states, same shapes.
         """
         if (frozen := self._frozen_kernels(sequence_state)) is not None:
-            dtype = torch.get_autocast_dtype(sequence_state.device.type)
-            return frozen(self, sequence_state, pairwise_state, mask, dtype)
+            return self._forward_frozen(frozen, sequence_state, pairwise_state, mask)
         bias = self.pair_to_sequence(pairwise_state)
         y, _ = self.seq_attention(self.layernorm_1(sequence_state), mask=mask, bias=bias)
         sequence_state = self.mlp_seq(sequence_state + self.drop(y))
@@ -135,9 +134,21 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
         """`forward`, checkpointed if asked for, unless that would hold no less and only compute once more."""
         # Offloading the inputs has a function of its own, which needs to be called.
         plain = getattr(getattr(self, "_gradient_checkpointing_func", None), "func", None) is checkpoint
-        if self.gradient_checkpointing and plain and self.keeps_inputs_only(args[0]):
-            return self.forward(*args, **kwargs)
+        if self.gradient_checkpointing and plain and (frozen := self._frozen_kernels(args[0])) is not None:
+            # Not `self.forward`: in some releases of transformers it is what checkpoints.
+            return self._forward_frozen(frozen, *args, **kwargs)
         return super().__call__(*args, **kwargs)
+
+    def _forward_frozen(
+        self,
+        frozen: FrozenBlock,
+        sequence_state: Tensor,
+        pairwise_state: Tensor,
+        mask: Tensor,
+        chunk_size: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        dtype = torch.get_autocast_dtype(sequence_state.device.type)
+        return frozen(self, sequence_state, pairwise_state, mask, dtype)
 
     def keeps_inputs_only(self, state: Tensor) -> bool:
         """Whether a pass over the sequence state `state` `(b, n, c_s)` saves only its inputs, checkpointed or not."""
