@@ -48,7 +48,8 @@ def read_yaml(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[Key, i
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from error
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"{path}{where}: not valid YAML: {problem}") from error
     if data is None:
         data = {}
     if not isinstance(data, dict):

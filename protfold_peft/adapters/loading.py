@@ -11,7 +11,7 @@ from torch import nn
 
 from protfold_peft.adapters.checkpoint import check_directory, read_config
 from protfold_peft.adapters.config import TensorAdapterConfig, TensorPeftType
-from protfold_peft.errors import CheckpointError, ConfigError
+from protfold_peft.errors import CheckpointError, ConfigError, ProtfoldError
 
 
 def load_adapter(
@@ -46,19 +46,40 @@ def load_adapter(
             _check_same(folder, model.peft_config[adapter_name], adapter_name)
         model.load_adapter(str(folder), adapter_name, is_trainable=is_trainable, low_cpu_mem_usage=low_cpu_mem_usage)
         return model
-    ours = kind == TensorPeftType.TENSOR_NETWORK
-    config = TensorAdapterConfig.from_pretrained(str(folder)) if ours else None
-    return cast(
-        PeftModel,
-        PeftModel.from_pretrained(
+    config = saved_config(folder) if kind == TensorPeftType.TENSOR_NETWORK else None
+    try:
+        adapted = PeftModel.from_pretrained(
             model,
             str(folder),
             adapter_name=adapter_name,
             is_trainable=is_trainable,
             config=config,
             low_cpu_mem_usage=low_cpu_mem_usage,
-        ),
-    )
+        )
+    except ProtfoldError as error:
+        raise _named(error, folder) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # PEFT takes a configuration as it finds it, and fails where it is first used.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CheckpointError(f"the adapter in {folder} cannot be put on this model: {reason}") from error
+    return cast(PeftModel, adapted)
+
+
+def saved_config(folder: Path) -> TensorAdapterConfig:
+    """The configuration of a saved tensor adapter.
+
+    Raises:
+        ConfigError: It holds a key or value that this version does not know; the message names the file.
+    """
+    try:
+        return TensorAdapterConfig.from_pretrained(str(folder))
+    except ProtfoldError as error:
+        raise _named(error, folder) from error
+
+
+def _named(error: ProtfoldError, folder: Path) -> ProtfoldError:
+    """The same error, with the folder named."""
+    return error if str(folder) in str(error) else type(error)(f"{folder}: {error}")
 
 
 # What does not change what the weights mean.

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import json as json_module
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protfold_peft.cli.common import DebugOption, error_boundary, quieten
+from protfold_peft.cli.common import (
+    DebugOption,
+    JsonOption,
+    error_boundary,
+    examples,
+    one_folder,
+    output_kept_for,
+    print_json,
+    quieten,
+)
 from protfold_peft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,16 +33,25 @@ adapter = typer.Typer(
 )
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of a saved adapter.")]
-OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")]
+OutArgument = Annotated[Path | None, typer.Argument(metavar="OUT", help="Folder to write.")]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="The same, as other commands have it.", rich_help_panel="Output"),
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace the adapter or model in OUT.", rich_help_panel="Output")
 ]
 
 
-@adapter.command(epilog="Examples: `protfold adapter info runs/first` · `protfold adapter info runs/first --json`")
+@adapter.command(
+    epilog=examples(
+        "protfold adapter info runs/first",
+        "protfold adapter info runs/first --json",
+    )
+)
 def info(
     folder: FolderArgument,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel="Output")] = False,
+    json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Tell what an adapter consists of: method, ranks, groups, factors, parameters, base model.
@@ -43,23 +61,27 @@ def info(
     """
     with error_boundary(debug=debug):
         quieten()
-        from dataclasses import asdict
-
         from protfold_peft.adapters.folders.info import adapter_info
 
         found = adapter_info(folder)
         if json:
-            typer.echo(json_module.dumps(asdict(found) | {"share": found.share}, indent=2))
+            print_json(asdict(found) | {"share": found.share})
         else:
             _print_info(found)
 
 
-@adapter.command(epilog="Example: `protfold adapter merge facebook/esmfold_v1 runs/my_family merged`")
+@adapter.command(
+    epilog=examples(
+        "protfold adapter merge facebook/esmfold_v1 runs/my_family merged",
+    )
+)
 def merge(
     base: Annotated[str, typer.Argument(metavar="BASE", help="Hub id or folder of the base model.")],
     folder: FolderArgument,
-    out: OutArgument,
+    folder_out: OutArgument = None,
+    out: OutOption = None,
     overwrite: OverwriteOption = False,
+    json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Add an adapter's updates to the weights of its base model, and save the model.
@@ -71,7 +93,12 @@ def merge(
         quieten()
         from protfold_peft.folding.merge import merge_adapter
 
-        report = merge_adapter(base, folder, out, overwrite=overwrite)
+        out = one_folder(folder_out, out)
+        with output_kept_for(json):
+            report = merge_adapter(base, folder, out, overwrite=overwrite)
+        if json:
+            print_json({"out": out, **asdict(report)})
+            return
         for warning in report.warnings:
             typer.echo(f"warning: {warning}", err=True)
         beside = "with its tokenizer" if report.tokenizer else "without a tokenizer (none was found)"
@@ -83,11 +110,15 @@ def merge(
 
 @adapter.command(
     "to-lora",
-    epilog="Examples: `protfold adapter to-lora runs/first lora` · `protfold adapter to-lora runs/tera lora --rank 16`",
+    epilog=examples(
+        "protfold adapter to-lora runs/first lora",
+        "protfold adapter to-lora runs/tera lora --rank 16",
+    ),
 )
 def to_lora(
     folder: FolderArgument,
-    out: OutArgument,
+    folder_out: OutArgument = None,
+    out: OutOption = None,
     rank: Annotated[
         int | None,
         typer.Option(
@@ -95,6 +126,7 @@ def to_lora(
         ),
     ] = None,
     overwrite: OverwriteOption = False,
+    json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Write a tensor adapter as a plain LoRA adapter, for use without this package.
@@ -106,7 +138,11 @@ def to_lora(
         quieten()
         from protfold_peft.adapters.folders.export import export_lora
 
+        out = one_folder(folder_out, out)
         report = export_lora(folder, out, rank=rank, overwrite=overwrite)
+        if json:
+            print_json({"out": out, **asdict(report)})
+            return
         typer.echo(
             f"LoRA of rank up to {report.rank} for {report.modules} modules, {report.parameters:,} parameters; in {out}"
         )
@@ -122,11 +158,15 @@ def to_lora(
 
 
 @adapter.command(
-    "from-lora", epilog="Example: `protfold adapter from-lora lora fitted --method lorta --rank 8 --base my_model/`"
+    "from-lora",
+    epilog=examples(
+        "protfold adapter from-lora lora fitted --method lorta --rank 8 --base my_model/",
+    ),
 )
 def from_lora(
     lora: Annotated[Path, typer.Argument(metavar="LORA", help="Folder of a LoRA adapter of PEFT's.")],
-    out: OutArgument,
+    folder_out: OutArgument = None,
+    out: OutOption = None,
     method: Annotated[
         str, typer.Option(help="Tensor network to fit.", metavar="lorta|lotr|tenslora|tensor_train|lora")
     ] = "lorta",
@@ -142,6 +182,7 @@ def from_lora(
     restarts: Annotated[int, typer.Option(min=1, help="Starts of the search, where it can get stuck.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of the random starts.")] = 0,
     overwrite: OverwriteOption = False,
+    json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Fit a tensor adapter to a LoRA adapter, and tell how near it comes.
@@ -153,9 +194,13 @@ def from_lora(
         quieten()
         from protfold_peft.adapters.folders.fit import fit_adapter
 
+        out = one_folder(folder_out, out)
         report = fit_adapter(
             lora, out, method=method, rank=rank, base=base, restarts=restarts, seed=seed, overwrite=overwrite
         )
+        if json:
+            print_json({"out": out, **asdict(report)})
+            return
         typer.echo(
             f"{report.parameters:,} parameters for {report.sites} maps ({report.lora_parameters:,} in the LoRA); "
             f"in {out}"
@@ -167,18 +212,25 @@ def from_lora(
 
 
 @adapter.command(
-    epilog="Examples: `protfold adapter combine both a=0.5 b=0.5` · `protfold adapter combine difference a=1 b=-1`"
+    epilog=examples(
+        "protfold adapter combine both a=0.5 b=0.5",
+        "protfold adapter combine difference a=1 b=-1",
+    )
 )
 def combine(
-    out: OutArgument,
-    adapters: Annotated[
+    words: Annotated[
         list[str],
-        typer.Argument(metavar="ADAPTER=WEIGHT...", help="Folders, and how much each counts (1 if left out)."),
+        typer.Argument(
+            metavar="OUT ADAPTER=WEIGHT...",
+            help="Folder to write, unless --out names it; then adapters, and how much each counts (1 if left out).",
+        ),
     ],
+    out: OutOption = None,
     drop_modules: Annotated[
         bool, typer.Option("--drop-modules", help="Leave out modules that were trained in full, such as heads.")
     ] = False,
     overwrite: OverwriteOption = False,
+    json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Add up adapters of one method: the update of the result is the weighted sum of their updates, exactly.
@@ -189,8 +241,15 @@ def combine(
         quieten()
         from protfold_peft.adapters.folders.combine import combine_folders
 
-        parts = [parse_weight(text) for text in adapters]
+        if out is None:
+            out, *words = Path(words[0]), *words[1:]
+        if not words:
+            raise ConfigError("no adapter to combine: name some after the folder to write")
+        parts = [parse_weight(text) for text in words]
         report = combine_folders(out, parts, drop_modules=drop_modules, overwrite=overwrite)
+        if json:
+            print_json({"out": out, **asdict(report)})
+            return
         if len(report.bases) > 1:
             typer.echo(f"warning: they were made for different base models: {', '.join(report.bases)}", err=True)
         typer.echo(f"rank {report.rank}, {report.parameters:,} parameters; in {out}")

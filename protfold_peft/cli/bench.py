@@ -9,6 +9,12 @@ import typer
 
 from protfold_peft.cli.common import DebugOption, DeviceOption, VerboseOption, error_boundary, quieten
 
+SHORT = "Measure how fast this machine folds, trains and scores."
+EXAMPLES = (
+    "protfold bench",
+    "protfold bench predict --size medium --lengths 128,256 --out speed.json",
+)
+
 
 def bench(
     parts: Annotated[

@@ -5,18 +5,21 @@ Nothing here or at the top of a command's module may import torch: `protfold --h
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from protfold_peft.errors import ProtfoldError
+from protfold_peft.errors import ConfigError, ProtfoldError
 
-# Exit statuses, the same for every command.
+# Exit statuses, the same for every command; docs/command_line.md lists them.
 SOME_FAILED = 1
 COULD_NOT_RUN = 2
 INTERRUPTED = 130
@@ -24,6 +27,13 @@ INTERRUPTED = 130
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output")]
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show the whole log on the screen.", rich_help_panel="Output")
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as one JSON document, for programs.", rich_help_panel="Output"),
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is in the output folder.", rich_help_panel="Output")
 ]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of all random numbers.", rich_help_panel="Running")]
 DeviceOption = Annotated[
@@ -49,6 +59,77 @@ ModelOption = Annotated[
 AdapterOption = Annotated[
     Path | None, typer.Option(help="Folder of an adapter made by fine-tuning.", rich_help_panel="Model")
 ]
+
+
+# The same settings for commands that take them from a configuration: a short way to write a key of it.
+ModelKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Short for model.name=NAME.", metavar="NAME", rich_help_panel="Running", show_default=False
+    ),
+]
+DeviceKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="Short for model.device=NAME.", metavar="NAME", rich_help_panel="Running", show_default=False
+    ),
+]
+SeedKeyOption = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", min=0, help="Short for training.seed=N.", metavar="N", rich_help_panel="Running", show_default=False
+    ),
+]
+
+
+def keys(model: str | None, device: str | None, seed: int | None) -> list[str]:
+    """The overrides that these options are short for."""
+    given = {"model.name": model, "model.device": device, "training.seed": seed}
+    # JSON's strings are YAML's, whatever is in them.
+    return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+
+
+def examples(*lines: str) -> str:
+    """The examples at the end of a command's help, one a line."""
+    return "\n\n".join([f"Example{'s' if len(lines) > 1 else ''}:", *(f"- `{line}`" for line in lines)])
+
+
+@contextmanager
+def output_kept_for(document: bool) -> Iterator[None]:
+    """With `document`, what libraries print meanwhile goes to standard error: the output is the document's alone."""
+    if document:
+        with redirect_stdout(sys.stderr):
+            yield
+    else:
+        yield
+
+
+def print_json(content: Any) -> None:
+    """Print a dataclass or plain values as JSON; what JSON has no number for (NaN, infinity) becomes null."""
+    typer.echo(json.dumps(_plain(content), indent=2, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def one_folder(argument: Path | None, option: Path | None) -> Path:
+    """The output folder of a command that takes it as OUT or as --out.
+
+    Raises:
+        ConfigError: It is given in neither way, or in both.
+    """
+    if (argument is None) == (option is None):
+        raise ConfigError("give the folder to write once: as OUT, or with --out")
+    return argument or option  # type: ignore[return-value]
 
 
 @contextmanager

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from protfold_peft.cli.common import SOME_FAILED, DebugOption, VerboseOption, error_boundary
+from protfold_peft.cli.common import (
+    SOME_FAILED,
+    DebugOption,
+    JsonOption,
+    VerboseOption,
+    error_boundary,
+    output_kept_for,
+    print_json,
+)
+
+SHORT = "Compare adapter methods and ranks on held-out targets."
+EXAMPLES = (
+    "protfold compare configs/compare_family.yaml --out runs/compared",
+    "protfold compare configs/compare_family.yaml --out runs/compared --list --json",
+    "protfold compare configs/compare_family.yaml --out runs/compared --cell 3",
+    "protfold compare configs/compare_family.yaml --out runs/compared --report-only",
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from protfold_peft.comparison.cells import Cell
+    from protfold_peft.comparison.results import Results
+    from protfold_peft.comparison.sweep import Sweep
 
 if TYPE_CHECKING:
     from protfold_peft.comparison import Sweep
@@ -62,6 +85,7 @@ def compare(
         bool,
         typer.Option("--report-only", help="Make every output anew from results.parquet.", rich_help_panel="Output"),
     ] = False,
+    json: JsonOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -90,45 +114,86 @@ def compare(
             raise ConfigError("no output folder: give --out, or the key 'out' in the configuration")
         folder = Path(settings.out)
         if report_only:
-            comparison.write_outputs(comparison.load(folder / comparison.TABLE), folder)
-            typer.echo(f"outputs made anew in {folder}")
+            results = comparison.load(folder / comparison.TABLE)
+            paragraphs = comparison.write_outputs(results, folder)
+            if json:
+                print_json(_told(folder, results, paragraphs))
+            else:
+                typer.echo(f"outputs made anew in {folder}")
             return
-        sweep = comparison.prepare(settings, allow_leakage=allow_leakage)
+        with output_kept_for(json):
+            sweep = comparison.prepare(settings, allow_leakage=allow_leakage)
         if list_cells:
-            typer.echo("\n".join(comparison.listing(sweep)))
+            if json:
+                print_json({"out": folder, "cells": [_cell(sweep, one) for one in sweep.cells]})
+            else:
+                typer.echo("\n".join(comparison.listing(sweep)))
             return
         if worker:
             comparison.work(sweep)
             return
         if cell is not None:
-            state = comparison.run_one(sweep, cell, judge=not train_only)
-            typer.echo(f"cell {cell} ({sweep.cells[cell].name}): {state}")
+            with output_kept_for(json):
+                state = comparison.run_one(sweep, cell, judge=not train_only)
+            if json:
+                print_json(_cell(sweep, sweep.cells[cell]))
+            else:
+                typer.echo(f"cell {cell} ({sweep.cells[cell].name}): {state}")
             return
-        if not collect:
-            comparison.run_all(sweep, retry=retry, judge=not train_only)
+        with output_kept_for(json):
+            if not collect:
+                comparison.run_all(sweep, retry=retry, judge=not train_only)
         if train_only:
-            _tell_of_training(sweep)
+            _tell_of_training(sweep, json=json)
             return
-        results = comparison.collect(sweep)
-        comparison.save(results, folder)
-        paragraphs = comparison.write_outputs(results, folder)
-        typer.echo("\n".join(paragraphs))
+        with output_kept_for(json):
+            results = comparison.collect(sweep)
+            comparison.save(results, folder)
+            paragraphs = comparison.write_outputs(results, folder)
         failed, missing = results.facts["failed"], results.facts["missing"]
+        if json:
+            print_json(_told(folder, results, paragraphs))
+        else:
+            typer.echo("\n".join(paragraphs))
         for name, why in failed.items():
             typer.echo(f"failed: {name}: {why} (try again with --retry)", err=True)
         if missing:
             typer.echo(f"not done yet: {', '.join(missing)}", err=True)
-        typer.echo(f"results, tables, plots and report.html in {folder}")
+        if not json:
+            typer.echo(f"results, tables, plots and report.html in {folder}")
         if failed or missing:
             raise typer.Exit(SOME_FAILED)
 
 
-def _tell_of_training(sweep: Sweep) -> None:
+def _cell(sweep: Sweep, cell: Cell) -> dict[str, Any]:
+    from protfold_peft.comparison.sweep import failure
+
+    return {
+        "index": cell.index,
+        "name": cell.name,
+        "state": sweep.state(cell),
+        "failure": failure(sweep.place, cell) or None,
+    }
+
+
+def _told(folder: Path, results: Results, paragraphs: Sequence[str]) -> dict[str, Any]:
+    return {
+        "out": folder,
+        "summary": list(paragraphs),
+        "failed": results.facts["failed"],
+        "missing": results.facts["missing"],
+    }
+
+
+def _tell_of_training(sweep: Sweep, *, json: bool) -> None:
     from protfold_peft.comparison.sweep import FAILED, failure
 
     failed = [cell for cell in sweep.cells if sweep.state(cell) == FAILED]
     for cell in failed:
         typer.echo(f"failed: {cell.name}: {failure(sweep.place, cell)} (try again with --retry)", err=True)
-    typer.echo(f"trainings in {sweep.place.out}; judge them without --train-only")
+    if json:
+        print_json({"out": sweep.place.out, "cells": [_cell(sweep, cell) for cell in sweep.cells]})
+    else:
+        typer.echo(f"trainings in {sweep.place.out}; judge them without --train-only")
     if failed:
         raise typer.Exit(SOME_FAILED)

@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from protfold_peft.cli.common import SOME_FAILED, DebugOption, VerboseOption, error_boundary
+from protfold_peft.cli.common import (
+    SOME_FAILED,
+    DebugOption,
+    JsonOption,
+    VerboseOption,
+    error_boundary,
+    output_kept_for,
+    print_json,
+)
+
+SHORT = "Get the targets of CASP and CAMEO, for comparisons."
+EXAMPLES = (
+    "protfold data casp14 --out data/casp14",
+    "protfold data cameo --until 2024-05-25 --period 3m --out data/cameo",
+    "protfold data casp14 --from downloads/ --out data/casp14",
+)
 
 
 def data(
@@ -28,6 +43,7 @@ def data(
         bool, typer.Option("--accept-changes", help="Take files that are others at their source than last time.")
     ] = False,
     dates: Annotated[bool, typer.Option(help="Ask the PDB for release dates of CASP's targets.")] = True,
+    json: JsonOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -46,16 +62,21 @@ def data(
         configure_logging(verbose=verbose)
         if edition != "cameo":
             sources = casp.source_of(edition)
-        if source is not None:
-            done = casp.from_folder(source, out)
-        elif edition == "cameo":
-            if until is None:
-                raise ConfigError("cameo: say which targets: --until YYYY-MM-DD, and --period if not a month")
-            done = casp.from_cameo(casp.cameo_source(until, period), out, tries=tries, accept_changes=accept_changes)
+        with output_kept_for(json):
+            if source is not None:
+                done = casp.from_folder(source, out)
+            elif edition == "cameo":
+                if until is None:
+                    raise ConfigError("cameo: say which targets: --until YYYY-MM-DD, and --period if not a month")
+                wanted = casp.cameo_source(until, period)
+                done = casp.from_cameo(wanted, out, tries=tries, accept_changes=accept_changes)
+            else:
+                done = casp.from_casp(
+                    sources, out, tries=tries, accept_changes=accept_changes, entry_url=PDB_ENTRY if dates else None
+                )
+        if json:
+            print_json({"out": out, "targets": done.targets, "skipped": done.skipped})
         else:
-            done = casp.from_casp(
-                sources, out, tries=tries, accept_changes=accept_changes, entry_url=PDB_ENTRY if dates else None
-            )
-        typer.echo(f"{len(done.targets)} targets in {out}, {len(done.skipped)} files left out")
+            typer.echo(f"{len(done.targets)} targets in {out}, {len(done.skipped)} files left out")
         if done.skipped:
             raise typer.Exit(SOME_FAILED)

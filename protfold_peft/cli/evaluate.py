@@ -10,6 +10,13 @@ import typer
 from protfold_peft.cli.common import DebugOption, DeviceOption, VerboseOption, error_boundary
 from protfold_peft.errors import ConfigError
 
+SHORT = "Score models against true structures: TM-score, lDDT and more."
+EXAMPLES = (
+    "protfold evaluate model.pdb reference.cif",
+    "protfold evaluate predictions/ references/ --csv scores.csv",
+    "protfold evaluate predictions/ references/ --json - | jq .[].tm_score",
+    "protfold evaluate --pairs pairs.csv --stereochemistry --plot plots/",
+)
 _STANDARD_OUTPUT = "-"
 
 

@@ -7,10 +7,31 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protfold_peft.cli.common import DebugOption, VerboseOption, error_boundary, quieten
+from protfold_peft.cli.common import (
+    DebugOption,
+    DeviceKeyOption,
+    JsonOption,
+    ModelKeyOption,
+    OverwriteOption,
+    SeedKeyOption,
+    VerboseOption,
+    error_boundary,
+    keys,
+    output_kept_for,
+    print_json,
+    quieten,
+)
 
 if TYPE_CHECKING:
     from protfold_peft.training import DryRun
+
+SHORT = "Train an adapter, or all weights, on structures."
+EXAMPLES = (
+    "protfold finetune configs/first_run.yaml --out runs/first",
+    "protfold finetune my_family.yaml --dry-run --json",
+    "protfold finetune my_family.yaml training.steps=500 adapter.rank=4 --out runs/rank_4",
+    "protfold finetune my_family.yaml --out runs/rank_4 --resume",
+)
 
 
 def finetune(
@@ -23,9 +44,7 @@ def finetune(
         Path | None,
         typer.Option("--out", "-o", help="Folder of the adapter; instead of the configuration's 'out'."),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the results in that folder.", rich_help_panel="Output")
-    ] = False,
+    overwrite: OverwriteOption = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with an unfinished run.", rich_help_panel="Running"),
@@ -48,6 +67,10 @@ def finetune(
             rich_help_panel="Running",
         ),
     ] = False,
+    model: ModelKeyOption = None,
+    device: DeviceKeyOption = None,
+    seed: SeedKeyOption = None,
+    json: JsonOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -57,6 +80,8 @@ def finetune(
     The result is a folder that `protfold predict --adapter` (or `--model`) and PEFT can load, with `report.html`.
 
     On several GPUs: `accelerate launch --num_processes 4 --module protfold_peft finetune CONFIG.yaml`.
+
+    Exit status: 0 done, 2 it could not start or had to stop (--resume goes on), 130 interrupted.
     """
     with error_boundary(debug=debug):
         quieten()
@@ -64,16 +89,25 @@ def finetune(
         from protfold_peft.runtime import configure_logging
 
         configure_logging(verbose=verbose)
-        settings = training.read_config(config, overrides or ())
+        settings = training.read_config(config, [*keys(model, device, seed), *(overrides or ())])
         if out is not None:
             settings = settings.model_copy(update={"out": str(out)})
         if memory_budget is not None:
             changes = {"memory_budget": memory_budget, "gradient_checkpointing": None}
             settings = settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
         if dry_run:
-            typer.echo(_described(training.dry_run(settings)))
+            with output_kept_for(json):
+                found = training.dry_run(settings)
+            if json:
+                print_json(found)
+            else:
+                typer.echo(_described(found))
             return
-        result = training.finetune(settings, overwrite=overwrite, resume=resume)
+        with output_kept_for(json):
+            result = training.finetune(settings, overwrite=overwrite, resume=resume)
+        if json:
+            print_json(result)
+            return
         typer.echo(f"{'':12}{'before':>10}{'after':>10}   {len(result.per_target)} chains: {result.judged_on}")
         for name, label in _SCORES.items():
             typer.echo(f"{label:12}{_shown(result.base[name]):>10}{_shown(result.adapted[name]):>10}")

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from protfold_peft.cli.common import SOME_FAILED, DebugOption, DeviceOption, VerboseOption, error_boundary, quieten
+from protfold_peft.cli.common import (
+    SOME_FAILED,
+    DebugOption,
+    DeviceKeyOption,
+    DeviceOption,
+    JsonOption,
+    ModelKeyOption,
+    OverwriteOption,
+    SeedKeyOption,
+    VerboseOption,
+    error_boundary,
+    examples,
+    keys,
+    output_kept_for,
+    print_json,
+    quieten,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,11 +33,14 @@ if TYPE_CHECKING:
 lm = typer.Typer(
     name="lm",
     help="Language models: classification, instruction tuning, preferences, masked modelling.",
+    short_help="Train the same adapters on language models.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_STANDARD_OUTPUT = "-"
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what, and how.")]
 OverridesArgument = Annotated[
@@ -30,63 +50,99 @@ OverridesArgument = Annotated[
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder of the adapter; instead of the configuration's 'out'.")
 ]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the results in that folder.", rich_help_panel="Output")
-]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on from the last checkpoint of an interrupted run for that folder.")
+    bool, typer.Option("--resume", help="Go on with an unfinished run.", rich_help_panel="Running")
 ]
 
 
-@lm.command()
+@lm.command(
+    epilog=examples(
+        "protfold lm classify configs/glue/mrpc.yaml --out runs/mrpc",
+        "protfold lm classify configs/glue/mrpc.yaml adapter.rank=4 --seed 1 --out runs/mrpc_4",
+    )
+)
 def classify(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
+    model: ModelKeyOption = None,
+    device: DeviceKeyOption = None,
+    seed: SeedKeyOption = None,
+    json: JsonOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train an adapter and a head to classify texts, or to give them a value: GLUE tasks by name, or own files."""
-    _run("classify", config, overrides, out, overwrite=overwrite, resume=resume, verbose=verbose, debug=debug)
+    given = [*keys(model, device, seed), *(overrides or ())]
+    _run("classify", config, given, out, overwrite=overwrite, resume=resume, json=json, verbose=verbose, debug=debug)
 
 
-@lm.command()
+@lm.command(
+    epilog=examples(
+        "protfold lm sft configs/sft_stories260K.yaml --out runs/stories",
+        "protfold lm sft configs/sft_llama2_7b.yaml data.train=answers.jsonl --out runs/answers",
+    )
+)
 def sft(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
+    model: ModelKeyOption = None,
+    device: DeviceKeyOption = None,
+    seed: SeedKeyOption = None,
+    json: JsonOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train an adapter on instructions and their answers, or on plain texts."""
-    _run("sft", config, overrides, out, overwrite=overwrite, resume=resume, verbose=verbose, debug=debug)
+    given = [*keys(model, device, seed), *(overrides or ())]
+    _run("sft", config, given, out, overwrite=overwrite, resume=resume, json=json, verbose=verbose, debug=debug)
 
 
-@lm.command()
+@lm.command(
+    epilog=examples(
+        "protfold lm dpo configs/dpo_stories260K.yaml --out runs/preferred",
+        "protfold lm dpo configs/dpo_llama2_7b.yaml --out runs/preferred --resume",
+    )
+)
 def dpo(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
+    model: ModelKeyOption = None,
+    device: DeviceKeyOption = None,
+    seed: SeedKeyOption = None,
+    json: JsonOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train an adapter on pairs of a chosen and a rejected answer; the base model is the reference."""
-    _run("dpo", config, overrides, out, overwrite=overwrite, resume=resume, verbose=verbose, debug=debug)
+    given = [*keys(model, device, seed), *(overrides or ())]
+    _run("dpo", config, given, out, overwrite=overwrite, resume=resume, json=json, verbose=verbose, debug=debug)
 
 
-@lm.command()
+@lm.command(
+    epilog=examples(
+        "protfold lm mlm configs/mlm_esm2_35m.yaml data.train=family.fasta --out runs/family",
+        "protfold lm mlm configs/mlm_esm2_35m.yaml data.train=family.fasta --out runs/family --json",
+    )
+)
 def mlm(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
     resume: ResumeOption = False,
+    model: ModelKeyOption = None,
+    device: DeviceKeyOption = None,
+    seed: SeedKeyOption = None,
+    json: JsonOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -94,10 +150,17 @@ def mlm(
 
     An adapter of an ESM-2 can be loaded into the ESMFold around the same ESM-2: `protfold predict --adapter`.
     """
-    _run("mlm", config, overrides, out, overwrite=overwrite, resume=resume, verbose=verbose, debug=debug)
+    given = [*keys(model, device, seed), *(overrides or ())]
+    _run("mlm", config, given, out, overwrite=overwrite, resume=resume, json=json, verbose=verbose, debug=debug)
 
 
-@lm.command()
+@lm.command(
+    epilog=examples(
+        "protfold lm evaluate runs/mrpc",
+        "protfold lm evaluate runs/family --data held_out.fasta --json scores.json",
+        "protfold lm evaluate runs/family --json - | jq .adapted",
+    )
+)
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     data: Annotated[
@@ -108,7 +171,10 @@ def evaluate(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Where the base model is now.", show_default="the run's")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Score only the first N records of each file.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the scores as JSON.", rich_help_panel="Output")] = None,
+    json: Annotated[
+        str | None,
+        typer.Option(help="Write the scores as JSON; - for standard output.", metavar="FILE", rich_help_panel="Output"),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda or mps.", show_default="the run's", rich_help_panel="Running")
     ] = None,
@@ -119,21 +185,27 @@ def evaluate(
     with error_boundary(debug=debug):
         quieten()
         import json as json_module
-        from dataclasses import asdict
 
         from protfold_peft import language
         from protfold_peft.files import write_text
         from protfold_peft.runtime import configure_logging
 
         configure_logging(verbose=verbose)
-        found = language.evaluate(run, data or None, model=model, device=device, limit=limit)
+        with output_kept_for(json == _STANDARD_OUTPUT):
+            found = language.evaluate(run, data or None, model=model, device=device, limit=limit)
+        if json == _STANDARD_OUTPUT:
+            print_json(found)
+            return
         typer.echo(f"{found.task} on {found.records:,} samples")
         _print_scores(found.base, found.adapted, found.majority)
         if json is not None:
             write_text(json, json_module.dumps(asdict(found), indent=2, allow_nan=False) + "\n")
 
 
-@lm.command(name="serve-batch")
+@lm.command(
+    name="serve-batch",
+    epilog=examples("protfold lm serve-batch requests.jsonl --model my_model/ --out answers.jsonl --batch-size 8"),
+)
 def serve_batch(
     requests: Annotated[Path, typer.Argument(metavar="REQUESTS.jsonl", help="One request a line; see docs.")],
     model: Annotated[str, typer.Option(help="Hub id or folder of the base model.")],
@@ -142,6 +214,7 @@ def serve_batch(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, where a request does not say.")] = 64,
     dtype: Annotated[str, typer.Option(help="auto, fp32 or bf16.", rich_help_panel="Running", metavar="NAME")] = "auto",
     device: DeviceOption = "auto",
+    json: JsonOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -158,13 +231,16 @@ def serve_batch(
         configure_logging(verbose=verbose)
         if dtype not in ("auto", "fp32", "bf16"):
             raise ConfigError(f"unknown dtype '{dtype}': use auto, fp32 or bf16")
-        done = serve(
-            requests, out, model=model, batch_size=batch_size, max_new_tokens=max_new_tokens, device=device, dtype=dtype
-        )
-        typer.echo(
-            f"{done.answered} answered, {done.failed} failed, by {done.adapters} adapters in {done.batches} batches "
-            f"({done.mixed_batches} of several adapters); in {out}"
-        )
+        sizes = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+        with output_kept_for(json):
+            done = serve(requests, out, model=model, device=device, dtype=dtype, **sizes)
+        if json:
+            print_json({"out": out, **asdict(done)})
+        else:
+            typer.echo(
+                f"{done.answered} answered, {done.failed} failed, by {done.adapters} adapters in {done.batches} "
+                f"batches ({done.mixed_batches} of several adapters); in {out}"
+            )
         if done.failed:
             raise typer.Exit(SOME_FAILED)
 
@@ -172,11 +248,12 @@ def serve_batch(
 def _run(
     task: str,
     config: Path,
-    overrides: list[str] | None,
+    overrides: list[str],
     out: Path | None,
     *,
     overwrite: bool,
     resume: bool,
+    json: bool,
     verbose: bool,
     debug: bool,
 ) -> None:
@@ -187,11 +264,15 @@ def _run(
         from protfold_peft.runtime import configure_logging
 
         configure_logging(verbose=verbose)
-        settings = language.read_config(CONFIGS[task], config, overrides or ())
+        settings = language.read_config(CONFIGS[task], config, overrides)
         if out is not None:
             settings = settings.model_copy(update={"out": str(out)})
-        result = language.run(settings, overwrite=overwrite, resume=resume)
+        with output_kept_for(json):
+            result = language.run(settings, overwrite=overwrite, resume=resume)
         if os.environ.get("RANK", "0") != "0":  # the first of several processes speaks
+            return
+        if json:
+            print_json(result)
             return
         best = "" if result.best_step is None else f", best at {result.best_step:,}"
         typer.echo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import warnings
@@ -9,30 +10,27 @@ from typing import Annotated
 
 import typer
 
+from protfold_peft.cli import bench, compare, convert, data, doctor, evaluate, finetune, init, predict, prepare
 from protfold_peft.cli.adapter import adapter
-from protfold_peft.cli.bench import bench
-from protfold_peft.cli.common import error_boundary
-from protfold_peft.cli.compare import compare
-from protfold_peft.cli.convert import convert
-from protfold_peft.cli.data import data
-from protfold_peft.cli.evaluate import evaluate
-from protfold_peft.cli.finetune import finetune
+from protfold_peft.cli.common import error_boundary, examples
 from protfold_peft.cli.lm import lm
-from protfold_peft.cli.predict import predict
-from protfold_peft.cli.prepare import prepare
 from protfold_peft.version import __version__
 
 app = typer.Typer(
     name="protfold",
     help="Fine-tune ESMFold with tensor adapters, predict structures, and compare.",
+    epilog="`protfold COMMAND --help` has examples. Exit status of every command: 0 done, 1 a part failed, 2 nothing "
+    "could be done, 130 interrupted.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     # Errors are told by `common.error_boundary`; a traceback asked for with --debug is a plain one.
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (predict, prepare, finetune, convert, evaluate, compare, data, bench):
-    app.command()(command)
+# In the order of use. A command's module has its name, and its examples beside it.
+for module in (predict, init, prepare, finetune, evaluate, compare, data, convert, doctor, bench):
+    command = getattr(module, module.__name__.rpartition(".")[2])
+    app.command(short_help=module.SHORT, epilog=examples(*module.EXAMPLES))(command)
 app.add_typer(adapter)
 app.add_typer(lm)
 
@@ -56,6 +54,10 @@ def main() -> None:
     """Entry point of the console script; errors that a command lets through end here, as one line."""
     # A log that cannot be written (a full disk) must not bring tracebacks to the screen.
     logging.raiseExceptions = False
+    # In a locale without UTF-8 a letter that cannot be shown is written as \\xe4, and stops nothing.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in sys.argv
     if not debug:
         # Libraries announcing what they will rename speak to developers.

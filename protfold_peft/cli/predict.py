@@ -12,13 +12,24 @@ from protfold_peft.cli.common import (
     DebugOption,
     DeviceOption,
     DtypeOption,
+    JsonOption,
     ModelOption,
     SeedOption,
     VerboseOption,
     error_boundary,
+    output_kept_for,
+    print_json,
     quieten,
 )
 from protfold_peft.errors import ConfigError
+
+SHORT = "Fold sequences: FASTA in; structures, confidence and a report out."
+EXAMPLES = (
+    "protfold predict proteins.fasta --out predictions",
+    "protfold predict proteins.fasta --out predictions --model facebook/esmfold_v1 --adapter runs/my_family",
+    "cat proteins.fasta | protfold predict - --out predictions --format pdb,cif --recycles 8",
+    "protfold predict proteins.fasta --out predictions --json | jq .records[].plddt",
+)
 
 
 def predict(
@@ -94,7 +105,17 @@ def predict(
         int, typer.Option(min=1, help="Jobs that share the work, all writing to --out.", rich_help_panel="Running")
     ] = 1,
     shard: Annotated[int, typer.Option(min=0, help="Number of this job, from 0 on.", rich_help_panel="Running")] = 0,
+    writers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that write files and draw plots while the next batch folds.",
+            rich_help_panel="Running",
+            show_default="up to 4 on a GPU, 0 on a CPU",
+        ),
+    ] = None,
     seed: SeedOption = 0,
+    json: JsonOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -132,10 +153,15 @@ def predict(
             seed=seed,
             plots=plots,
             report=report,
+            writers=writers,
             verbose=verbose,
         )
-        result = run_prediction(settings)
-        typer.echo(result.summary_line)
+        with output_kept_for(json):
+            result = run_prediction(settings)
+        if json:
+            print_json(result)
+        else:
+            typer.echo(result.summary_line)
         raise typer.Exit(result.exit_status)
 
 

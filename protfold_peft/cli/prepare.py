@@ -7,7 +7,23 @@ from typing import Annotated
 
 import typer
 
-from protfold_peft.cli.common import DebugOption, SeedOption, VerboseOption, error_boundary
+from protfold_peft.cli.common import (
+    DebugOption,
+    JsonOption,
+    SeedOption,
+    VerboseOption,
+    error_boundary,
+    output_kept_for,
+    print_json,
+)
+
+SHORT = "Make a training set of structures: filtered, clustered and split."
+EXAMPLES = (
+    "protfold prepare structures/ --out dataset",
+    "protfold prepare pdb/ --out dataset --max-resolution 3 --max-length 512 --released-before 2020-05-01",
+    "protfold prepare chains.csv --out dataset --exclude casp14.fasta --identity 0.3 --coverage 0.5",
+    "protfold prepare structures/ full_sequences.fasta --out dataset",
+)
 
 _FILTERS = "Which chains"
 _LEAKAGE = "Leakage and split"
@@ -103,6 +119,7 @@ def prepare(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a dataset that another command made.", rich_help_panel="Output")
     ] = False,
+    json: JsonOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -113,16 +130,6 @@ def prepare(
 
     The same command again brings its dataset up to date. What was read of a file is kept in DATASET.parsed, and the
     file is only read again when its content changes, whatever the filters are.
-
-    Examples:
-
-        protfold prepare structures/ --out dataset
-
-        protfold prepare pdb/ --out dataset --max-resolution 3 --max-length 512 --released-before 2020-05-01
-
-        protfold prepare chains.csv --out dataset --exclude casp14.fasta --identity 0.3 --coverage 0.5
-
-        protfold prepare structures/ full_sequences.fasta --out dataset
 
     Exit status: 0 all files read, 1 some could not be or do not fit the sequence given, 2 nothing could start or no
     chain is left, 130 interrupted.
@@ -152,7 +159,11 @@ def prepare(
             overwrite=overwrite,
             verbose=verbose,
         )
-        result = run_prepare(settings)
-        for line in result.summary:
-            typer.echo(line)
+        with output_kept_for(json):
+            result = run_prepare(settings)
+        if json:
+            print_json({"out": result.out, **result.report})
+        else:
+            for line in result.summary:
+                typer.echo(line)
         raise typer.Exit(result.exit_status)

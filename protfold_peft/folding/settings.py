@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from protfold_peft.errors import ConfigError
 from protfold_peft.folding.load import parse_precision
 from protfold_peft.folding.markers import FORMATS
 from protfold_peft.runtime import resolve_device
+
+if TYPE_CHECKING:
+    from protfold_peft.folding.summary import Row
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class RunSettings:
         seed: For all random numbers, set before every batch so that results do not depend on what was skipped.
         plots: Draw pLDDT and PAE.
         report: Write the HTML report.
+        writers: Processes that write results while the next batch folds; 0: it is done between batches; None: some on
+            a GPU, none on a CPU.
         verbose: Send the whole log to the screen.
     """
 
@@ -55,6 +61,7 @@ class RunSettings:
     seed: int = 0
     plots: bool = True
     report: bool = True
+    writers: int | None = None
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -83,6 +90,7 @@ class RunResult:
         failed: Folding or writing failed.
         invalid: Inputs that cannot be folded as given.
         out: Where the results are.
+        records: The rows of `summary.csv` that are of this run: its records and inputs that cannot be folded.
     """
 
     folded: int
@@ -90,6 +98,7 @@ class RunResult:
     failed: int
     invalid: int
     out: Path
+    records: tuple[Row, ...] = ()
 
     @property
     def summary_line(self) -> str:

@@ -17,6 +17,7 @@ from protfold_peft.adapters.config import TensorAdapterConfig, TensorPeftType
 from protfold_peft.adapters.describe import GroupDescription, describe_group
 from protfold_peft.adapters.folders.base_model import count_parameters, skeleton
 from protfold_peft.adapters.folders.saved import FACTORS, MODULES, existing_folder
+from protfold_peft.adapters.loading import saved_config
 from protfold_peft.adapters.networks import TensorNetwork
 from protfold_peft.errors import ProtfoldError
 
@@ -79,7 +80,7 @@ def adapter_info(folder: str | os.PathLike[str]) -> AdapterInfo:
         sizes = {name: _count(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if content["peft_type"] != TensorPeftType.TENSOR_NETWORK:
         return _of_other(folder, content, sizes, weights)
-    config = TensorAdapterConfig.from_pretrained(str(folder))
+    config = saved_config(folder)
     groups = tuple(describe_group(name, cast(TensorNetwork, group)) for name, group in _build(config).items())
     return AdapterInfo(
         folder=str(folder),
@@ -156,7 +157,7 @@ def adapted_paths(folder: str | os.PathLike[str]) -> list[str]:
     kind = read_config(folder)["peft_type"]
     check_directory(folder)
     if kind == TensorPeftType.TENSOR_NETWORK:
-        return sorted(TensorAdapterConfig.from_pretrained(str(folder)).site_paths)
+        return sorted(saved_config(folder).site_paths)
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
         return lora_paths(file.keys())
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from protfold_peft.adapters.checkpoint import check_directory, read_config
 from protfold_peft.adapters.config import TensorAdapterConfig, TensorPeftType
 from protfold_peft.adapters.layout import FROZEN
+from protfold_peft.adapters.loading import saved_config
 from protfold_peft.adapters.networks import TensorNetwork
 from protfold_peft.errors import CheckpointError, ConfigError
 from protfold_peft.files import replacing_folder, write_text
@@ -59,7 +60,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> SavedAdapter:
         raise CheckpointError(
             f"{folder} is an adapter of PEFT's own type {kind}, not a tensor adapter; give one of protfold-peft"
         )
-    config = TensorAdapterConfig.from_pretrained(str(folder))
+    config = saved_config(folder)
     check_directory(folder)
     tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
     networks = {name: cast(TensorNetwork, group) for name, group in config.build().items()}
