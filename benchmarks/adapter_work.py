@@ -95,6 +95,7 @@ def step_runs(task: dict[str, Any], device: Any) -> dict[str, dict[str, Any]]:
 
 
 def time_steps(task: dict[str, Any], device: Any) -> list[dict[str, Any]]:
+    """Times of a step and of a forward pass."""
     runs = step_runs(task, device)
     rows = {label: {"method": label} | {k: v for k, v in run.items() if not callable(v)} for label, run in runs.items()}
     for kind in ("step", "forward"):

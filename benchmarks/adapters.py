@@ -116,12 +116,14 @@ def steps_and_memory(
 
 
 def timing(row: dict[str, Any]) -> str:
+    """Milliseconds, and the ratio to the reference with its quartiles."""
     quartiles = "-".join(f"{ratio:.2f}" for ratio in row.get("quartiles", ()))
     ratio = f"{row['ratio']:.3f}x" if "ratio" in row else ""
     return f"{1000 * row['seconds']:>6.0f} ms {ratio:>7} {quartiles:>9}"
 
 
 def table_of_mixed(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Batches of samples that name their adapters, beside one adapter after the other."""
     results = []
     size = {"batch": 64, "tokens": options.mixed_tokens, "rank": 8}
     for model in options.models:
@@ -141,6 +143,7 @@ def table_of_mixed(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table_of_generation(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Tokens per second."""
     methods = options.methods or ["lora", "lorta", "lotr", "tensor_train", "tensor_train_heads", "tenslora", "tera"]
     rows = run("generate", options, batch=1, rank=8, methods=methods, new_tokens=options.new_tokens)
     print(f"\nllama, rank 8, {options.new_tokens} new tokens, one sample; ratio of times to PEFT's LoRA")
@@ -150,6 +153,7 @@ def table_of_generation(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table_of_files(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Sizes of saved adapters, and times to load or add one."""
     results = []
     for model in options.file_models:
         for rank in options.ranks:

@@ -33,7 +33,7 @@ from protfold_peft.training.memory import peak_bytes
 
 GIB = 2**30
 BLOCKS = 2
-# Of the 48 trunk blocks, in fp32, as `folding.load` holds them.
+# Of a trunk block, in bf16 as all the weights here.
 BLOCK_PARAMETERS = 14_293_888
 LANGUAGE_MODEL_PARAMETERS = 2_832_444_321
 
@@ -66,8 +66,8 @@ def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     n_blocks = configuration("full").esmfold_config.trunk.num_blocks
     one = sum(p.numel() * p.element_size() for p in model.trunk.blocks[0].parameters())
     if kernels.triton_runs(device):
-        # The kernels work on copies of the trunk's weights in bf16.
-        one += one // 2
+        # The kernels work on copies of the trunk's weights, in their own layout.
+        one += one
     beside = torch.empty((n_blocks - BLOCKS) * one, dtype=torch.uint8, device=device)
     weights = torch.cuda.memory_allocated(device)
     print(f"# weights {weights / GIB:.2f} GiB, of which {len(beside) / GIB:.2f} stand for the absent blocks")
@@ -135,7 +135,7 @@ def estimated(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     model = build(EsmFold, config, torch.device("cpu"))
     peaks = {length: fold(model, length) for length in (64, 128, 192)}
     full = configuration("full").esmfold_config.trunk.num_blocks
-    weights = 2 * LANGUAGE_MODEL_PARAMETERS + 4 * full * BLOCK_PARAMETERS
+    weights = 2 * LANGUAGE_MODEL_PARAMETERS + 2 * full * BLOCK_PARAMETERS
     for cap in sorted(options.caps):
         longest = estimate(peaks, weights, (cap - options.reserve) * GIB, options.step)
         yield {"cap": cap, "longest": longest, "measured": False}

@@ -202,7 +202,7 @@ def training(table: Table, n: int, trunk: FoldingTrunk, dtype: torch.dtype, stoc
 
 
 def passes(table: Table, n: int, trunk: FoldingTrunk) -> None:
-    """All blocks once, and the structure module."""
+    """A whole pass: all blocks and the structure module; and the latter alone."""
     s = torch.randn(1, n, trunk.config.sequence_state_dim, device="cuda")
     z = torch.randn(1, n, n, trunk.config.pairwise_state_dim, device="cuda")
     mask = torch.ones(1, n, device="cuda")
@@ -210,14 +210,17 @@ def passes(table: Table, n: int, trunk: FoldingTrunk) -> None:
 
     def run(**changes: object) -> None:
         with kernels.using(**changes):
-            fused = trunk._load_kernels(s.device)
-            trunk._blocks(s, z.clone(), mask, fused=fused, graphs=kernels.settings().graphs)
+            if trunk._load_kernels(s):
+                new_s, new_z, placed = trunk._run_kernels(s, z.clone(), aatype, mask, graphs=kernels.settings().graphs)
+            else:
+                (new_s, new_z), placed = trunk._blocks(s, z.clone(), mask), {}
+            placed or trunk._place(new_s, new_z, aatype, mask)
 
     with torch.no_grad():
-        table.add(n, "trunk pass", "torch", lambda: run(reference=True))
-        table.add(n, "trunk pass", "fused", lambda: run(graphs=False))
+        table.add(n, "blocks and structure module", "torch", lambda: run(reference=True))
+        table.add(n, "blocks and structure module", "fused", lambda: run(graphs=False))
         if n <= 512:
-            table.add(n, "trunk pass", "graph", lambda: run(graphs=True))
+            table.add(n, "blocks and structure module", "graph", lambda: run(graphs=True))
             if trunk._graphs is not None:
                 trunk._graphs.clear()
         inputs = {"single": trunk.trunk2sm_s(s), "pair": trunk.trunk2sm_z(z)}

@@ -30,6 +30,7 @@ from protfold_peft.folding.markers import (
 from protfold_peft.folding.mini import UNTRAINED_WARNING
 from protfold_peft.folding.outputs import redraw_plots
 from protfold_peft.folding.predict import predict_batch
+from protfold_peft.folding.quantize import halve_frozen_trunk
 from protfold_peft.folding.recovery import Folded, Folder
 from protfold_peft.folding.report import write_report
 from protfold_peft.folding.settings import RunResult, RunSettings
@@ -85,6 +86,7 @@ def _run(settings: RunSettings, inputs: InputSet) -> RunResult:
             chunk_size=settings.chunk_size,
             cpu_offload=settings.cpu_offload,
         )
+        halve_frozen_trunk(model.base)
         try:
             job = _Job(settings, model)
             pending = {record.name for record in job.unfinished(records)}

@@ -298,6 +298,7 @@ def _shown(value: float | None) -> str:
 
 
 def defined(scores: Mapping[str, float] | None) -> dict[str, float | None] | None:
+    """The scores as JSON can hold them: None for what is not a finite number."""
     if scores is None:
         return None
     return {name: value if math.isfinite(value) else None for name, value in scores.items()}

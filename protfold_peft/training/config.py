@@ -38,7 +38,7 @@ class ModelConfig(_Group):
     Attributes:
         name: Hub id or folder of ESMFold weights; None for the built-in `protfold-mini`, and
             `protfold-mini-untrained` for its architecture with random weights.
-        dtype: Number formats, `LANGUAGE_MODEL/TRUNK` or one for both; `auto` is fp32 on a CPU and bf16/fp32 on a GPU.
+        dtype: Number formats, `LANGUAGE_MODEL/TRUNK` or one for both; `auto` is fp32 on a CPU and bf16 on a GPU.
         device: auto, cpu, cuda or mps.
         recycles: Passes after the first, in training and evaluation, of which only the last has gradients; None: as
             many as the weights were made for (ESMFold: 3).

@@ -22,6 +22,8 @@ from protfold_peft.folding.kernels.linear import is_plain
 from protfold_peft.folding.kernels.triton_attention import HEAD_WIDTHS, attend_rows
 from protfold_peft.folding.kernels.triton_pair import Layer, Norm, PackedMultiplication
 
+# Residues up to which the kernels' 32-bit offsets reach: `c m m` below 2^31.
+LONGEST = 4088
 # Elements of the projections of triangle attention made at once: 256 MiB in bf16, all rows up to 512 residues.
 _PROJECTIONS = 2**27
 
@@ -86,6 +88,7 @@ class PackedBlock:
     """
 
     def __init__(self, block: Any, dtype: torch.dtype) -> None:
+        self.kind = (dtype, block.layernorm_1.weight.device)
         self._dtype = dtype
         self._targets: list[Tensor] = []
         self._norm_targets: list[Tensor] = []

@@ -24,6 +24,17 @@ def is_plain(module: Any) -> bool:
     )
 
 
+def untouched(module: nn.Module) -> bool:
+    """Whether every part of a module is transformers' own, PyTorch's or ours, without a hook: no adapter anywhere."""
+    return all(
+        type(part).__module__.startswith(("torch.nn.modules.", "transformers.models.esm.", "protfold_peft.folding."))
+        and "forward" not in vars(part)
+        and not part._forward_hooks
+        and not part._forward_pre_hooks
+        for part in module.modules()
+    )
+
+
 def joined(modules: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     """Weights and biases laid end to end, zeros where a layer has no bias; gradients find their way back."""
     weight = torch.cat([module.weight for module in modules])

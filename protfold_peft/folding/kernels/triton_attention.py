@@ -300,6 +300,18 @@ def attend_rows(x: Tensor, bias: Tensor, scale: float, *, save: bool = False) ->
     return out, sums
 
 
+def row_sums(out: Tensor, grad: Tensor) -> Tensor:
+    """`(b, r, h, n)`: sums over the head width of `out * grad`, `(b, r, n, h, d)` of the same strides.
+
+    A gate that multiplies the result may be in both or in neither: the sums are the same.
+    """
+    b, r, n, h, d = out.shape
+    sums = torch.empty((b, r, h, n), dtype=torch.float32, device=out.device)
+    strides = (out.stride(0), out.stride(1), out.stride(2))
+    _row_sums[(triton.cdiv(n, 64) * b * r * h,)](out, grad, sums, n, r, h, *strides, D=d, BM=64, num_warps=4)
+    return sums
+
+
 def attend_rows_backward(
     x: Tensor,
     bias: Tensor,
@@ -310,6 +322,7 @@ def attend_rows_backward(
     *,
     bias_gradient: bool = True,
     grad_x: Tensor | None = None,
+    delta: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of `attend_rows` without a gate.
 
@@ -322,6 +335,7 @@ def attend_rows_backward(
         scale: Factor of the scores.
         bias_gradient: False leaves the bias's gradient out.
         grad_x: Where to write the gradient of `x`, the last two axes contiguous.
+        delta: `(b, r, h, n)` of `row_sums`, where it is known already.
 
     Returns:
         Gradients of `x`, same shape, and of the bias, fp32.
@@ -329,10 +343,9 @@ def attend_rows_backward(
     b, r, n, _, h, d = x.shape
     if grad.stride() != out.stride() or grad.dtype != out.dtype:
         grad = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device).copy_(grad)
-    delta = torch.empty_like(sums)
+    delta = row_sums(out, grad) if delta is None else delta
     o_strides = (out.stride(0), out.stride(1), out.stride(2))
     x_strides = (x.stride(0), x.stride(1), x.stride(2), x.stride(3))
-    _row_sums[(triton.cdiv(n, 64) * b * r * h,)](out, grad, delta, n, r, h, *o_strides, D=d, BM=64, num_warps=4)
     grad_x = _like(x, 3, h, d) if grad_x is None else grad_x
     y_strides = (grad_x.stride(0), grad_x.stride(1), grad_x.stride(2), grad_x.stride(3))
     tile = TILES["backward, fp32" if x.element_size() == 4 else "backward"]

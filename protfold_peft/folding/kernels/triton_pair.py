@@ -3,7 +3,7 @@
 The pair state is far larger than the weights that act on it, so what a block costs is how often the state goes through
 memory. Each kernel here normalises, projects, gates and adds in registers what would else be written and read again.
 The state keeps its format (fp32); products take the format of the weights; statistics and sums are fp32. Channels
-have to be a power of two, 16 or more.
+have to be a power of two, 16 or more, and `c m m` below 2^31: tiles are addressed by 32-bit offsets.
 
 Axis letters: `b` batch, `n` residues, `c` channels, `h` heads, `m` residues rounded up to a multiple of 8.
 """
@@ -83,7 +83,8 @@ def _multiply_in(
     tl.store(X + start + at, x, mask=inside[:, None])
     real = tl.load(MASK + sample * n + i).to(tl.float32)
     real = real * tl.load(MASK + sample * n + j, mask=inside, other=0.0).to(tl.float32)
-    out = AB + sample * (2 * C) * m * m + i * m + j[:, None]
+    out = AB + sample * (2 * C) * m * m + i * m
+    planes = t[None, :] * (m * m) + j[:, None]
     w_at = t[None, :] * C + c[:, None]
     for channel in range(0, 2 * C, BC):
         p = tl.dot(x, tl.load(W + channel * C + w_at), input_precision=PRECISION)
@@ -91,8 +92,8 @@ def _multiply_in(
         g = tl.dot(x, tl.load(W + (channel + 2 * C) * C + w_at), input_precision=PRECISION)
         g += tl.load(WB + 2 * C + channel + t).to(tl.float32)[None, :]
         value = p / (1.0 + tl.exp2(-g * LOG2E)) * real[:, None]
-        planes = (channel + t).to(tl.int64) * m * m
-        tl.store(out + planes[None, :], value.to(AB.dtype.element_ty), mask=(j < m)[:, None])
+        tl.store(out + planes, value.to(AB.dtype.element_ty), mask=(j < m)[:, None])
+        out += m * m * BC
 
 
 @triton.jit
@@ -105,18 +106,20 @@ def _multiply_out(
     j = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.arange(0, C)
     inside = (j < n)[:, None]
-    at = (sample * n + i) * n * C + j[:, None] * C + c[None, :]
-    planes = (sample * C + c.to(tl.int64)) * m * m
-    p = tl.load(P + planes[None, :] + i * m + j[:, None], mask=inside, other=0.0).to(tl.float32)
+    start = (sample * n + i) * n * C
+    at = j[:, None] * C + c[None, :]
+    p = tl.load(P + sample * C * m * m + i * m + (c[None, :] * (m * m) + j[:, None]), mask=inside, other=0.0).to(
+        tl.float32
+    )
     y = _normalised(p, tl.load(GAIN + c).to(tl.float32), tl.load(SHIFT + c).to(tl.float32), eps, C)
     w_at = c[None, :] * C + c[:, None]
     kind = WZ.dtype.element_ty
     u = tl.dot(y.to(kind), tl.load(WZ + w_at), input_precision=PRECISION) + tl.load(BZ + c).to(tl.float32)[None, :]
-    x = tl.load(X + at, mask=inside, other=0.0)
+    x = tl.load(X + start + at, mask=inside, other=0.0)
     g = tl.dot(x, tl.load(WG + w_at), input_precision=PRECISION) + tl.load(BG + c).to(tl.float32)[None, :]
-    z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32)
+    z = tl.load(Z + start + at, mask=inside, other=0.0).to(tl.float32)
     z += u / (1.0 + tl.exp2(-g * LOG2E))
-    tl.store(Z + at, z.to(Z.dtype.element_ty), mask=inside)
+    tl.store(Z + start + at, z.to(Z.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -124,10 +127,12 @@ def _transition_kernel(
     Z, GAIN, SHIFT, W1, B1, W2, B2, count, eps,
     C: tl.constexpr, INNER: tl.constexpr, BM: tl.constexpr, BH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    inside = (place < count)[:, None]
+    first = tl.program_id(0).to(tl.int64) * BM
+    row = tl.arange(0, BM)
+    inside = (first + row < count)[:, None]
+    Z += first * C
     c, h = tl.arange(0, C), tl.arange(0, BH)
-    at = place[:, None] * C + c[None, :]
+    at = row[:, None] * C + c[None, :]
     z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32)
     x = _normalised(z, tl.load(GAIN + c).to(tl.float32), tl.load(SHIFT + c).to(tl.float32), eps, C)
     x = x.to(W1.dtype.element_ty)
@@ -144,12 +149,14 @@ def _transition_kernel(
 
 @triton.jit
 def _linear_add(Z, X, W, BIAS, count, C: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    inside = (place < count)[:, None]
+    first = tl.program_id(0).to(tl.int64) * BM
+    row = tl.arange(0, BM)
+    inside = (first + row < count)[:, None]
+    Z += first * C
     c, k = tl.arange(0, C), tl.arange(0, K)
-    x = tl.load(X + place[:, None] * K + k[None, :], mask=inside, other=0.0)
+    x = tl.load(X + first * K + row[:, None] * K + k[None, :], mask=inside, other=0.0)
     u = tl.dot(x, tl.load(W + c[None, :] * K + k[:, None]), input_precision=PRECISION)
-    at = place[:, None] * C + c[None, :]
+    at = row[:, None] * C + c[None, :]
     z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32) + u + tl.load(BIAS + c).to(tl.float32)[None, :]
     tl.store(Z + at, z.to(Z.dtype.element_ty), mask=inside)
 
@@ -250,7 +257,9 @@ class PackedMultiplication:
     gate: Layer
 
 
-def multiply_(z: Tensor, mask: Tensor, w: PackedMultiplication, *, outgoing: bool) -> None:
+def multiply_(
+    z: Tensor, mask: Tensor, w: PackedMultiplication, *, outgoing: bool, keep: bool = False
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """Add a triangle multiplicative update to the pair state in place (AlphaFold 2 supplement, Algorithms 11 and 12).
 
     Args:
@@ -258,9 +267,14 @@ def multiply_(z: Tensor, mask: Tensor, w: PackedMultiplication, *, outgoing: boo
         mask: `(b, n)`, 1 at real residues.
         w: The weights.
         outgoing: Which of the two algorithms.
+        keep: Return what the backward pass needs.
+
+    Returns:
+        None, or the norm `(b, n, n, c)`, the operands `(b, 2 c, m, m)` and their product `(b, c, m, m)`.
     """
     x, operands = operands_of(z, mask, w)
     product = product_of(operands, outgoing=outgoing)
+    kept = (x, operands, product) if keep else None
     del operands
     b, n, _, c = z.shape
     block = _block(w.out[0])
@@ -268,6 +282,7 @@ def multiply_(z: Tensor, mask: Tensor, w: PackedMultiplication, *, outgoing: boo
         z, x, product, *w.norm_out[:2], *w.out, *w.gate, n, product.shape[-1], w.norm_out[2],
         C=c, BP=block, PRECISION=_precision(x), num_warps=4, num_stages=2,
     )  # fmt: skip
+    return kept
 
 
 def _block(weight: Tensor) -> int:
@@ -297,6 +312,16 @@ def product_of(operands: Tensor, *, outgoing: bool) -> Tensor:
     """Sums over the third residue, `(b, c, m, m)`."""
     left, right = operands.chunk(2, dim=1)
     return left @ right.transpose(-1, -2) if outgoing else left.transpose(-1, -2) @ right
+
+
+def product_gradients(operands: Tensor, grad: Tensor, *, outgoing: bool) -> Tensor:
+    """Gradient `(b, 2 c, m, m)` of both operands from that of `product_of` them, `(b, c, m, m)`."""
+    left, right = operands.chunk(2, dim=1)
+    grads = torch.empty_like(operands)
+    sides = ((grad, right), (grad.mT, left)) if outgoing else ((right, grad.mT), (left, grad))
+    for out, (one, other) in zip(grads.chunk(2, dim=1), sides):
+        torch.matmul(one, other, out=out) if len(out) == 1 else out.copy_(one @ other)
+    return grads
 
 
 def transition_(
