@@ -65,6 +65,7 @@ def size(folder: Path) -> str:
 
 
 def main() -> None:
+    """Print the table."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -105,10 +105,12 @@ def shared_copy(name: str, first: nn.Module, device: torch.device) -> nn.Module:
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that an optimizer gets."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def n_trainable(model: nn.Module) -> int:
+    """Numbers in them."""
     return sum(parameter.numel() for parameter in trainable(model))
 
 

@@ -20,6 +20,7 @@ from protfold_peft.data.prepare.words import WordIndex
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--queries", type=int, default=200)

@@ -5,8 +5,8 @@
 
 On a GPU every fold either fits under the cap or does not, and halving an interval about the estimate finds the longest
 that does, to `--step` residues. The trunk has two of its 48 blocks, as blocks run one after another in the same memory;
-the weights of the others are held beside. A cap above the card's memory is estimated, from the peaks of the folds that
-fitted: the memory is quadratic in the length. Times are of this shortened model and say nothing.
+the weights of the others are held beside. A cap above the card's memory is estimated, from the peaks of folds of
+256, 512 and 1024 residues: the memory is quadratic in the length. Times are of this shortened model and say nothing.
 
 Gigabytes are the cards' own, 2^30 bytes; `--reserve` of them are left to the CUDA context.
 """
@@ -17,6 +17,7 @@ import argparse
 import gc
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ import torch
 
 from protfold_peft.benchmarks.machine import machine
 from protfold_peft.benchmarks.models import build, configuration, halve
+from protfold_peft.folding import kernels
 from protfold_peft.folding.model import EsmFold
+from protfold_peft.runtime import quieten
 from protfold_peft.training.memory import peak_bytes
 
 GIB = 2**30
 BLOCKS = 2
-# Of the 48 trunk blocks, in fp32, as `folding.load` holds them.
+# Of a trunk block, in bf16 as all the weights here.
 BLOCK_PARAMETERS = 14_293_888
 LANGUAGE_MODEL_PARAMETERS = 2_832_444_321
 
@@ -56,12 +59,15 @@ def fold(model: Any, length: int) -> int:
     return peak_bytes(run, device)
 
 
-def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for every cap."""
+def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for every cap, those above the card's memory first."""
     device = torch.device(options.device)
     model = shortened(device)
     n_blocks = configuration("full").esmfold_config.trunk.num_blocks
     one = sum(p.numel() * p.element_size() for p in model.trunk.blocks[0].parameters())
+    if kernels.triton_runs(device):
+        # The kernels work on copies of the trunk's weights, in their own layout.
+        one += one
     beside = torch.empty((n_blocks - BLOCKS) * one, dtype=torch.uint8, device=device)
     weights = torch.cuda.memory_allocated(device)
     print(f"# weights {weights / GIB:.2f} GiB, of which {len(beside) / GIB:.2f} stand for the absent blocks")
@@ -71,12 +77,12 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     fold(model, 64)
     for length in (256, 512, 1024):
         fits(model, length, peaks)
-    rows = []
-    for cap in sorted(options.caps):
+    above = [cap for cap in options.caps if cap * GIB > total]
+    for cap in sorted(above):
         allowed = (cap - options.reserve) * GIB
-        if allowed > total - options.reserve * GIB:
-            rows.append({"cap": cap, "longest": estimate(peaks, weights, allowed, step), "measured": False})
-            continue
+        yield {"cap": cap, "longest": estimate(peaks, weights, allowed, step), "measured": False}
+    for cap in sorted(set(options.caps) - set(above)):
+        allowed = (cap - options.reserve) * GIB
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), device)
         start = time.perf_counter()
         trial = estimate(peaks, weights, allowed, step)
@@ -97,9 +103,8 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
                 low = middle
             else:
                 high = middle
-        rows.append({"cap": cap, "longest": low, "measured": True, "peak": weights + peaks.get(low, 0)})
-        print(f"# {cap} GiB: {low} residues, found in {time.perf_counter() - start:.0f} s", flush=True)
-    return rows
+        found_in = round(time.perf_counter() - start, 1)
+        yield {"cap": cap, "longest": low, "measured": True, "peak": weights + peaks.get(low, 0), "seconds": found_in}
 
 
 def fits(model: Any, length: int, peaks: dict[int, int]) -> bool:
@@ -123,19 +128,17 @@ def estimate(peaks: dict[int, int], weights: int, allowed: float, step: int) -> 
     return max(0, int(longest) // step * step)
 
 
-def estimated(options: argparse.Namespace) -> list[dict[str, Any]]:
+def estimated(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """As `measured` without a GPU: peaks of short sequences on the CPU, of a model with a small language model."""
     config = configuration("medium")
     config.esmfold_config.trunk.num_blocks = BLOCKS
     model = build(EsmFold, config, torch.device("cpu"))
     peaks = {length: fold(model, length) for length in (64, 128, 192)}
     full = configuration("full").esmfold_config.trunk.num_blocks
-    weights = 2 * LANGUAGE_MODEL_PARAMETERS + 4 * full * BLOCK_PARAMETERS
-    rows = []
+    weights = 2 * LANGUAGE_MODEL_PARAMETERS + 2 * full * BLOCK_PARAMETERS
     for cap in sorted(options.caps):
         longest = estimate(peaks, weights, (cap - options.reserve) * GIB, options.step)
-        rows.append({"cap": cap, "longest": longest, "measured": False})
-    return rows
+        yield {"cap": cap, "longest": longest, "measured": False}
 
 
 def main() -> None:
@@ -147,12 +150,15 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=32)
     parser.add_argument("--out", type=Path, help="JSON file: machine, versions, commit and rows")
     options = parser.parse_args()
-    rows = measured(options) if options.device.startswith("cuda") else estimated(options)
+    quieten()
     print(f"{'GiB':>6} {'residues':>9}")
-    for row in rows:
-        print(f"{row['cap']:>6.0f} {row['longest']:>9} {'measured' if row['measured'] else 'estimated'}")
-    if options.out:
-        options.out.write_text(json.dumps({"machine": machine(options.device), "rows": rows}, indent=1) + "\n")
+    rows = []
+    for row in measured(options) if options.device.startswith("cuda") else estimated(options):
+        rows.append(row)
+        how = f"measured in {row['seconds']} s" if row["measured"] else "estimated"
+        print(f"{row['cap']:>6.0f} {row['longest']:>9} {how}", flush=True)
+        if options.out:
+            options.out.write_text(json.dumps({"machine": machine(options.device), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ def peer(kind: str, pairs: tuple[np.ndarray, ...]) -> Callable[[], int]:
 
 
 def for_tmtools(model: np.ndarray, reference: np.ndarray, present: np.ndarray) -> Callable[[], Any]:
+    """TM-score by Zhang and Skolnick's program as a library."""
     import tmtools
 
     kept, n = np.ascontiguousarray(model[present]), len(reference)
@@ -102,6 +103,7 @@ def for_tmtools(model: np.ndarray, reference: np.ndarray, present: np.ndarray) -
 
 
 def for_biotite(model: np.ndarray, reference: np.ndarray, present: np.ndarray) -> Callable[[], Any]:
+    """lDDT of CA atoms by biotite."""
     import biotite.structure as struc
 
     def atoms(coordinates: np.ndarray) -> Any:
@@ -116,6 +118,7 @@ def for_biotite(model: np.ndarray, reference: np.ndarray, present: np.ndarray) -
 
 
 def for_tmscore(model: np.ndarray, reference: np.ndarray, present: np.ndarray) -> Callable[[], Any]:
+    """TM-score by Zhang and Skolnick's program TMscore."""
     from scored_pairs import write_ca_pdb
 
     folder = Path(tempfile.mkdtemp(prefix="scores_"))

@@ -90,12 +90,11 @@ def attention(table: Table, n: int, dtype: torch.dtype, backward: bool) -> None:
         q, k, v = heads(x)
         return (((q * scale) @ k.transpose(-1, -2) + bias[:, None]).softmax(-1) @ v).transpose(2, 3)
 
-    def fused(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        q, k, v = heads(x)
-        return row_attention(q * scale, k, v, bias).transpose(2, 3)
-
     ways: dict[str, Callable[..., torch.Tensor]] = {"plain": plain} if n <= 512 else {}
-    ways |= {"torch": fused, "triton": lambda x, bias: triangle_attention(x, bias, scale)}
+    ways |= {
+        "torch": lambda x, bias: row_attention(x, bias, scale),
+        "triton": lambda x, bias: triangle_attention(x, bias, scale),
+    }
     if kernels.has_cuequivariance():
         ways["cuequivariance"] = lambda x, bias: cuequivariance_attention(x, bias, scale)
     for how, way in ways.items():
@@ -152,7 +151,7 @@ def parts(table: Table, n: int, trunk: FoldingTrunk, dtype: torch.dtype, stock: 
     z = torch.randn(1, n, n, c_z, device="cuda")
     mask = torch.ones(1, n, device="cuda")
     pair_mask = mask[:, :, None] * mask[:, None]
-    packed = fast_block.PackedBlock.of(block, dtype)
+    packed = fast_block.PackedBlock(block, dtype)
     rows = 64 if n > 512 else n
 
     def chunked_transition() -> None:
@@ -171,10 +170,9 @@ def parts(table: Table, n: int, trunk: FoldingTrunk, dtype: torch.dtype, stock: 
         if n <= 512:
             table.add(n, "block forward", "stock", lambda: stock(s, z, mask=mask))
     with torch.no_grad():
-        norms, weights = packed.multiplications[0]
         table.add(
             n, "multiplication forward", "fused",
-            lambda: triton_pair.multiply_(z, mask, norms, weights, outgoing=True),
+            lambda: triton_pair.multiply_(z, mask, packed.multiplications[0], outgoing=True),
         )  # fmt: skip
         table.add(
             n, "attention update forward", "fused",
@@ -204,7 +202,7 @@ def training(table: Table, n: int, trunk: FoldingTrunk, dtype: torch.dtype, stoc
 
 
 def passes(table: Table, n: int, trunk: FoldingTrunk) -> None:
-    """All blocks once, and the structure module."""
+    """A whole pass: all blocks and the structure module; and the latter alone."""
     s = torch.randn(1, n, trunk.config.sequence_state_dim, device="cuda")
     z = torch.randn(1, n, n, trunk.config.pairwise_state_dim, device="cuda")
     mask = torch.ones(1, n, device="cuda")
@@ -212,14 +210,17 @@ def passes(table: Table, n: int, trunk: FoldingTrunk) -> None:
 
     def run(**changes: object) -> None:
         with kernels.using(**changes):
-            fused = trunk._load_kernels(s.device)
-            trunk._blocks(s, z.clone(), mask, fused=fused, graphs=kernels.settings().graphs)
+            if trunk._load_kernels(s):
+                new_s, new_z, placed = trunk._run_kernels(s, z.clone(), aatype, mask, graphs=kernels.settings().graphs)
+            else:
+                (new_s, new_z), placed = trunk._blocks(s, z.clone(), mask), {}
+            placed or trunk._place(new_s, new_z, aatype, mask)
 
     with torch.no_grad():
-        table.add(n, "trunk pass", "torch", lambda: run(reference=True))
-        table.add(n, "trunk pass", "fused", lambda: run(graphs=False))
+        table.add(n, "blocks and structure module", "torch", lambda: run(reference=True))
+        table.add(n, "blocks and structure module", "fused", lambda: run(graphs=False))
         if n <= 512:
-            table.add(n, "trunk pass", "graph", lambda: run(graphs=True))
+            table.add(n, "blocks and structure module", "graph", lambda: run(graphs=True))
             if trunk._graphs is not None:
                 trunk._graphs.clear()
         inputs = {"single": trunk.trunk2sm_s(s), "pair": trunk.trunk2sm_z(z)}

@@ -62,6 +62,11 @@ def resolve_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether a GPU computes in bf16 itself; one that is not there is taken for a new one."""
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def configure_logging(log_file: Path | None = None, *, verbose: bool = False) -> None:
     """Send the `protfold` log to standard error (warnings; everything if `verbose`) and all of it to `log_file`."""
     LOGGER.setLevel(logging.DEBUG)

@@ -15,6 +15,9 @@ from browser import Browser
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not Path("/proc/driver/nvidia").exists():
+    # Without a GPU Triton kernels run as Python. Triton reads this when it is first imported, which libraries do.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

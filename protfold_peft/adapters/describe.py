@@ -58,6 +58,7 @@ class AdapterDescription:
 
     @property
     def share(self) -> float:
+        """Parameters as a share of the model's."""
         return self.parameters / self.model_parameters
 
 

@@ -107,6 +107,7 @@ class Site:
 
     @property
     def key(self) -> str:
+        """As `LinearMap.key`."""
         return site_key(self.path, self.kind, self.rows)
 
     def check(self) -> None:

@@ -146,7 +146,7 @@ def _training(
             held = held_bytes(model, device)
             try:
                 footprint = measure_footprint(base, backward, length=crop, batch=1, held=held, offload=route.offload)
-                plan = choose(footprint, limit, crop)
+                plan = choose(footprint, limit, crop, gpu=device.type == "cuda")
             except ConfigError as error:
                 return {"error": str(error)}
             except torch.OutOfMemoryError:

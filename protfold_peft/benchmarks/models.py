@@ -20,6 +20,7 @@ from transformers.models.esm.configuration_esm import get_default_vocab_list
 from protfold_peft.errors import ConfigError
 from protfold_peft.folding.mini import mini_config
 from protfold_peft.folding.model import EsmFold
+from protfold_peft.folding.quantize import halve_frozen_trunk
 
 StockEsmFold = modeling_esmfold.EsmForProteinFolding
 
@@ -87,7 +88,7 @@ def build(kind: type[nn.Module], config: EsmConfig, device: torch.device) -> Any
     The weights are drawn where they will be: billions of them take seconds on a GPU and minutes on a CPU.
     """
     with torch.device(device), no_init_weights():
-        model = kind(config)
+        model: Any = kind(config)
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -108,6 +109,7 @@ def halve(model: Any) -> None:
     """
     if isinstance(model, EsmFold):
         model.set_precision(language_model=torch.bfloat16, trunk=torch.bfloat16)
+        halve_frozen_trunk(model.requires_grad_(False))
     else:
         model.esm.to(torch.bfloat16)
 

@@ -27,7 +27,7 @@ def scoring_rows(
     for route in routes:
         package = route if route in ("tmtools", "biotite") else None
         for length in lengths:
-            row = {"route": route, "length": length}
+            row: dict[str, Any] = {"route": route, "length": length}
             if package is not None and find_spec(package) is None:
                 yield row | {"error": f"{package} is not installed"}
                 continue

@@ -29,6 +29,7 @@ from protfold_peft.files import write_text
 from protfold_peft.runtime import LOGGER, resolve_device
 
 _FRUGAL = {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
+_COMMAND = ("-m", "protfold_peft.benchmarks.worker")
 _MEMORY = ("peak", "activations")
 _SCORED = (128, 256)
 # Of tables that go to a file.
@@ -174,7 +175,7 @@ def _measured(job: dict[str, Any], changes: dict[str, str]) -> Iterator[dict[str
     environment = os.environ | changes
     if job["threads"]:
         environment["OMP_NUM_THREADS"] = str(job["threads"])
-    command = [sys.executable, "-m", "protfold_peft.benchmarks.worker", json.dumps(job)]
+    command = [sys.executable, *_COMMAND, json.dumps(job)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:

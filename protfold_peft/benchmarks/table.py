@@ -48,6 +48,65 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
     return made
 
 
+def markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The same as lines of Markdown."""
+    made = []
+    for part, title in TITLES.items():
+        own = [row for row in rows if row["part"] == part]
+        if own:
+            heads = ["length" if part != "finetune" else "crop", "", *filter(None, _HEADS[part])]
+            made += [f"{title}:", "", _joined(heads), _joined(["---"] * len(heads))]
+            made += [*map(_joined, lines(part, own)), ""]
+    return made
+
+
+def aims(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The aims for ESMFold's true size on one data-centre GPU, each met, missed by how much, or not measured."""
+    told = []
+    for length in (256, 512):
+        ours = _row(rows, "predict", "ours", length)
+        stock = _yardstick("predict", ours, rows) if ours else None
+        where = f"prediction at {length} residues"
+        told.append(_aim(f"{where}: 3 times stock's speed", _ratio(stock, ours, "seconds"), 3))
+        for what in ("peak", "activations"):
+            told.append(_aim(f"{where}: half stock's {what}", _ratio(ours, stock, what), 0.5, below=True))
+    ours = _row(rows, "finetune", "ours, LoRTA", 256)
+    for yardstick in ("plain", "plain, trunk checkpointed"):
+        ratio = _ratio(ours, _row(rows, "finetune", yardstick, 256), "seconds")
+        told.append(_aim(f"a step at crop 256: half the time of '{yardstick}'", ratio, 0.5, below=True))
+    for crop, route, limit in (
+        (256, "ours, LoRTA, all twice", 12),
+        (256, "ours, LoRTA, all twice, offload", 12),
+        (256, "ours, LoRTA, all twice, 4 bits", 8),
+        (384, "ours, LoRTA, 24 GB", 24),
+    ):
+        row = _row(rows, "finetune", route, crop)
+        size = row["reserved"] / 1e9 if row else None
+        told.append(_aim(f"a step at crop {crop}, '{route}': within {limit} GB", size, limit, below=True))
+    return told
+
+
+def _ratio(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None, what: str) -> float | None:
+    return one[what] / other[what] if one and other else None
+
+
+def _row(rows: Sequence[Mapping[str, Any]], part: str, route: str, length: int) -> Mapping[str, Any] | None:
+    wanted = (part, route, length)
+    found = [row for row in rows if (row["part"], row["route"], row["length"]) == wanted and "seconds" in row]
+    return found[0] if found else None
+
+
+def _aim(what: str, value: float | None, aim: float, *, below: bool = False) -> str:
+    if value is None:
+        return f"{what}: not measured"
+    met = value <= aim if below else value >= aim
+    return f"{what}: {'met' if met else 'missed'}, {value:.2f}"
+
+
+def _joined(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def lines(part: str, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The cells of a part's table, by length."""
     found = []

@@ -105,6 +105,15 @@ def predict(
         int, typer.Option(min=1, help="Jobs that share the work, all writing to --out.", rich_help_panel="Running")
     ] = 1,
     shard: Annotated[int, typer.Option(min=0, help="Number of this job, from 0 on.", rich_help_panel="Running")] = 0,
+    writers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that write files and draw plots while the next batch folds.",
+            rich_help_panel="Running",
+            show_default="up to 4 on a GPU, 0 on a CPU",
+        ),
+    ] = None,
     seed: SeedOption = 0,
     json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -144,6 +153,7 @@ def predict(
             seed=seed,
             plots=plots,
             report=report,
+            writers=writers,
             verbose=verbose,
         )
         with output_kept_for(json):

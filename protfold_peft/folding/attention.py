@@ -22,8 +22,9 @@ from transformers.models.esm.modeling_esmfold import EsmFoldSelfAttention, EsmFo
 from protfold_peft.folding.kernels.choose import attention_kernel, cuequivariance_attention
 from protfold_peft.folding.kernels.linear import together
 
-# Scores held at once in the backward pass, in elements: 64 MiB in fp32.
-_BACKWARD_SCORES = 2**24
+# Scores held at once in the backward pass, in elements: on a CPU 1 MiB in fp32, which stays in a core's cache; else
+# 64 MiB.
+_CPU_SCORES, _DEVICE_SCORES = 2**18, 2**24
 
 
 def row_slices(n_rows: int, rows: int) -> Iterator[slice]:
@@ -33,62 +34,74 @@ def row_slices(n_rows: int, rows: int) -> Iterator[slice]:
 
 
 class _RowAttention(torch.autograd.Function):
-    """`softmax(q k^T + bias) v` for `r` independent rows that share `bias`; `q` comes already scaled.
+    """`softmax(scale q k^T + bias) v` for `r` independent rows that share `bias`.
 
-    `q, k, v`: `(r, h, n, d)`; `bias`: `(h, n, n)`; result `(r, h, n, d)`.
+    `x`: `(r, n, 3, h, d)` queries, keys and values; `bias`: `(h, n, n)`; result `(r, n, h, d)`.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        mask = bias.expand(q.shape[0], *bias.shape)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
-        ctx.save_for_backward(q, k, v, bias, out)
+    def forward(ctx: Any, x: Tensor, bias: Tensor, scale: float) -> Tensor:
+        q, k, v = x.detach().transpose(1, 3).unbind(2)
+        # Detached: for a bias that asks for a gradient PyTorch gives up its fused kernels.
+        mask = bias.detach().expand(q.shape[0], *bias.shape)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
+        ctx.save_for_backward(x, bias, out)
+        ctx.scale = scale
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        q, k, v, bias, out = ctx.saved_tensors
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, bias, out = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
         # Many rows add into one bias: the sum is kept in fp32 even where the attention ran in bf16.
         grad_bias = torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32))
-        rows = max(1, _BACKWARD_SCORES // bias.numel())
-        for part in row_slices(q.shape[0], rows):
-            probabilities = (q[part] @ k[part].transpose(-1, -2) + bias).softmax(-1)
-            grad = grad_out[part].to(v.dtype)
-            grad_v[part] = probabilities.transpose(-1, -2) @ grad
+        most = _CPU_SCORES if x.device.type == "cpu" else _DEVICE_SCORES
+        for part in row_slices(x.shape[0], max(1, most // bias.numel())):
+            q, k, v = x[part].transpose(1, 3).unbind(2)
+            q = q * ctx.scale
+            scores = q @ k.transpose(-1, -2)
+            probabilities = scores.add_(bias).softmax(-1)
+            grad = grad_out[part].to(v.dtype).transpose(1, 2)
+            grad_v = probabilities.transpose(-1, -2) @ grad
             # d softmax: P * (dP - sum(dP * P)), and sum(dP * P) = sum(dO * O) over the head width.
-            grad_scores = grad @ v[part].transpose(-1, -2)
-            grad_scores -= (grad * out[part]).sum(-1, keepdim=True)
+            grad_scores = grad @ v.transpose(-1, -2)
+            grad_scores -= (grad * out[part].transpose(1, 2)).sum(-1, keepdim=True)
             grad_scores *= probabilities
-            grad_q[part] = grad_scores @ k[part]
-            grad_k[part] = grad_scores.transpose(-1, -2) @ q[part]
+            grad_q = (grad_scores @ k).mul_(ctx.scale)
+            grad_k = grad_scores.transpose(-1, -2) @ q
+            for slot, gradient in enumerate((grad_q, grad_k, grad_v)):
+                grad_x[part, :, slot] = gradient.transpose(1, 2)
             grad_bias += grad_scores.sum(0, dtype=grad_bias.dtype)
-        return grad_q, grad_k, grad_v, grad_bias.to(bias.dtype)
+        return grad_x, grad_bias.to(bias.dtype), None
 
 
-def row_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def row_attention(x: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Attention of independent rows that share a bias.
 
     Args:
-        q: `(b, r, h, n, d)` queries, already divided by `sqrt(d)`.
-        k: `(b, r, h, n, d)` keys.
-        v: `(b, r, h, n, d)` values.
-        bias: `(b, h, n, n)` added to the scores of every row.
+        x: `(b, r, n, 3, h, d)` queries, keys and values.
+        bias: `(b, h, n, n)` added to the scaled scores of every row.
+        scale: Factor of the scores.
 
     Returns:
-        `(b, r, h, n, d)`.
+        `(b, r, n, h, d)`.
     """
-    bias = bias.to(q.dtype)
+    bias = bias.to(x.dtype)
     # One sample at a time: the fused kernels take one batch axis, and each sample has its own bias.
-    return torch.stack([_RowAttention.apply(*sample) for sample in zip(q, k, v, bias)])
+    if len(x) == 1:
+        return _RowAttention.apply(x[0], bias[0], scale).unsqueeze(0)
+    return torch.stack([_RowAttention.apply(*sample, scale) for sample in zip(x, bias)])
 
 
 def _triton_attention(x: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Our kernel, which is imported where there is Triton."""
     from protfold_peft.folding.kernels.triton_attention import triangle_attention
 
-    return triangle_attention(x, bias, scale)
+    return triangle_attention(x, bias.to(x.dtype), scale)
+
+
+_ATTENTION = {"torch": row_attention, "triton": _triton_attention, "cuequivariance": cuequivariance_attention}
 
 
 class SequenceAttention(EsmFoldSelfAttention):
@@ -131,34 +144,36 @@ class TriangleAttention(EsmFoldTriangleAttention):
     at real pairs are those of the class this replaces. Pairs with padding hold values that nothing reads.
     """
 
-    def attention_bias(self, x: Tensor, mask: Tensor, rows: int) -> Tensor:
-        """`(b, h, n, n)` bias shared by all rows of `x` `(b, n, n, c)`, with padding of `mask` `(b, n)` masked."""
-        parts = [self.linear(self.layer_norm(x[:, part])) for part in row_slices(x.shape[1], rows)]
-        bias = torch.cat(parts, dim=1).permute(0, 3, 1, 2)
+    def attention_bias(self, x: Tensor, mask: Tensor, rows: int | None = None) -> Tensor:
+        """`(b, h, n, n)` bias shared by all rows, with padding of `mask` `(b, n)` masked.
+
+        From `x` `(b, n, n, c)`, already normalised or, given `rows`, to be normalised that many rows at a time.
+        """
+        if rows is None:
+            bias = self.linear(x)
+        else:
+            bias = torch.cat([self.linear(self.layer_norm(x[:, p])) for p in row_slices(x.shape[1], rows)], dim=1)
+        bias = bias.permute(0, 3, 1, 2) if self.starting else bias.permute(0, 3, 2, 1)
         return bias + (self.inf * (mask.to(bias.dtype) - 1))[:, None, None, :]
 
     def attend(self, x: Tensor, bias: Tensor) -> Tensor:
-        """The update of rows `x` `(b, r, n, c)`, already normalised, under `bias` `(b, h, n, n)`."""
+        """The update of pairs `x`, already normalised, under `bias` `(b, h, n, n)`.
+
+        Attention runs along the third axis of `x` `(b, r, n, c)`, at the ending node along the second of
+        `(b, n, r, c)`: strides tell, and nothing is transposed in memory.
+        """
         mha = self.mha
-        width = mha.linear_q.out_features // mha.no_heads
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        kernel = attention_kernel(x.device, dtype, width)
-        if kernel != "torch":
-            qkv = together(x, mha.linear_q, mha.linear_k, mha.linear_v).unflatten(-1, (3, mha.no_heads, width))
-            attend = cuequivariance_attention if kernel == "cuequivariance" else _triton_attention
-            o = attend(qkv, bias.to(qkv.dtype), width**-0.5).flatten(-2)
-            if mha.linear_g is not None:
-                o = o * mha.linear_g(x).sigmoid()
-            return mha.linear_o(o)
-
-        def heads(t: Tensor) -> Tensor:
-            return t.unflatten(-1, (mha.no_heads, -1)).transpose(2, 3)
-
-        q = heads(mha.linear_q(x)) * mha.c_hidden**-0.5
-        o = row_attention(q, heads(mha.linear_k(x)), heads(mha.linear_v(x)), bias)
-        o = o.transpose(2, 3).flatten(-2)
-        if mha.linear_g is not None:
-            o = o * mha.linear_g(x).sigmoid()
+        width = mha.c_hidden
+        layers = (mha.linear_q, mha.linear_k, mha.linear_v, mha.linear_g)
+        projected = together(*(layer for layer in layers if layer is not None))(x)
+        # Split, not sliced: the gradient is one concatenation.
+        qkv, *gates = projected.split(3 * mha.no_heads * width, dim=-1)
+        qkv = qkv.unflatten(-1, (3, mha.no_heads, width))
+        kernel = attention_kernel(qkv.device, qkv.dtype, width)
+        o = _ATTENTION[kernel](qkv if self.starting else qkv.transpose(1, 2), bias, width**-0.5)
+        o = (o if self.starting else o.transpose(1, 2)).flatten(-2)
+        for gate in gates:
+            o = o * gate.sigmoid()
         return mha.linear_o(o)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -168,15 +183,13 @@ class TriangleAttention(EsmFoldTriangleAttention):
             x: `(b, n, n, c)`.
             mask: `(b, n)`, 1 at real residues.
         """
-        if not self.starting:
-            x = x.transpose(1, 2)
-        bias = self.attention_bias(x, mask, rows=x.shape[1])
-        update = self.attend(self.layer_norm(x), bias)
-        return update if self.starting else update.transpose(1, 2)
+        x = self.layer_norm(x)
+        return self.attend(x, self.attention_bias(x, mask))
 
     def add_update_(self, z: Tensor, mask: Tensor, rows: int) -> None:
         """Add the update to `z` `(b, n, n, c)` in place, `rows` rows at a time (inference only)."""
-        x = z if self.starting else z.transpose(1, 2)
-        bias = self.attention_bias(x, mask, rows)
-        for part in row_slices(x.shape[1], rows):
-            x[:, part] += self.attend(self.layer_norm(x[:, part]), bias)
+        axis = 1 if self.starting else 2
+        bias = self.attention_bias(z, mask, rows)
+        for part in row_slices(z.shape[axis], rows):
+            block = z[:, part] if self.starting else z[:, :, part]
+            block += self.attend(self.layer_norm(block), bias)

@@ -25,22 +25,22 @@ def set_checkpointing(base: EsmFold, *, kept_layers: int = 0, kept_blocks: int =
         kept_blocks: Blocks of the trunk that hold theirs.
         offload: Hold the inputs of the trunk's other blocks in main memory meanwhile.
     """
-    # Named anew in transformers 5.23. Not re-entrant: the other kind needs inputs that ask for gradients.
-    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-    for stack, kept in ((base.esm.encoder.layer, kept_layers), (base.trunk.blocks, kept_blocks)):
+    # Not transformers' own switch: it makes the embeddings ask for gradients, and the backward pass would go on below
+    # the lowest adapter. Not re-entrant: the other kind needs inputs that ask for gradients.
+    stacks: list[tuple[Any, int]] = [(base.esm.encoder.layer, kept_layers), (base.trunk.blocks, kept_blocks)]
+    for stack, kept in stacks:
         for place, block in enumerate(stack):
             block.gradient_checkpointing = place < len(stack) - kept
+            block._gradient_checkpointing_func = _checkpoint
     if offload:
-        for block in base.trunk.blocks:
+        for block in stacks[1][0]:
             block._gradient_checkpointing_func = _in_main_memory
 
 
 def checkpointed(base: EsmFold) -> tuple[int, int]:
     """How many layers of the language model and blocks of the trunk are computed twice."""
-    layers, blocks = (
-        sum(block.gradient_checkpointing for block in stack) for stack in (base.esm.encoder.layer, base.trunk.blocks)
-    )
+    stacks: list[Any] = [base.esm.encoder.layer, base.trunk.blocks]
+    layers, blocks = (sum(block.gradient_checkpointing for block in stack) for stack in stacks)
     return layers, blocks
 
 

@@ -17,7 +17,7 @@ from protfold_peft.errors import CheckpointError, ConfigError, ProtfoldError
 from protfold_peft.folding.mini import MINI_FOLDER, MINI_NAME, MINI_SEED, UNTRAINED_NAME, build_mini
 from protfold_peft.folding.model import EsmFold
 from protfold_peft.folding.quantize import quantize_language_model
-from protfold_peft.runtime import DTYPES, resolve_device
+from protfold_peft.runtime import DTYPES, has_bf16, resolve_device
 
 _ALL_ROWS = 2**31
 
@@ -63,13 +63,14 @@ class LoadedModel:
 def parse_precision(dtype: str, device: torch.device) -> tuple[torch.dtype, torch.dtype, str]:
     """Turn `auto`, `fp32`, `bf16` or `LANGUAGE_MODEL/TRUNK` into two number formats and their name.
 
-    `auto` is fp32 on a CPU, and `fp16/fp32` on a GPU: the precision ESMFold was published with.
+    `auto` is fp32 on a CPU, and `fp16/bf16` on a GPU; `fp16/fp32`, the precision ESMFold was published with, on GPUs
+    older than bf16.
 
     Raises:
         ConfigError: An unknown format, or fp16 for the trunk.
     """
     if dtype == "auto":
-        dtype = "fp16/fp32" if device.type == "cuda" else "fp32"
+        dtype = ("fp16/bf16" if has_bf16(device) else "fp16/fp32") if device.type == "cuda" else "fp32"
     names = dtype.split("/")
     if not 1 <= len(names) <= 2 or any(name not in DTYPES for name in names):
         raise ConfigError(

@@ -1,4 +1,7 @@
-"""The language model's matrices in 8 or 4 bits, to train adapters on where memory is short (QLoRA).
+"""Weights held in fewer bits, where they are frozen and memory is short.
+
+The language model's matrices in 8 or 4 bits, to train adapters on (QLoRA); the trunk's in bf16, where its products are
+made in bf16 anyway.
 
 Source: Dettmers et al., LLM.int8(), NeurIPS 2022; Dettmers et al., QLoRA, NeurIPS 2023, whose NF4 with double
 quantisation is taken for 4 bits. Both are bitsandbytes' own.
@@ -51,3 +54,19 @@ def quantize_language_model(network: Any, bits: str, compute_dtype: torch.dtype)
             packed.bias = nn.Parameter(layer.bias.data, requires_grad=False)
         parent, _, name = path.rpartition(".")
         setattr(encoder.get_submodule(parent), name, packed)
+
+
+def halve_frozen_trunk(network: Any) -> None:
+    """Hold the trunk blocks' frozen linear layers in bf16, in place, if their products are made in it.
+
+    Autocast would round the same weights every time it meets them: not one digit of a result changes, and 1.4 GB of
+    the published model's are spared. What is trained stays as it is.
+
+    Args:
+        network: An `EsmFold`, adapters injected or not.
+    """
+    if network.trunk.autocast_dtype != torch.bfloat16:
+        return
+    for module in network.trunk.blocks.modules():
+        if isinstance(module, nn.Linear) and not any(p.requires_grad for p in module.parameters()):
+            module.to(torch.bfloat16)

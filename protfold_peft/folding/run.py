@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 import tempfile
@@ -20,31 +19,29 @@ from protfold_peft.folding.lock import writing_alone
 from protfold_peft.folding.markers import (
     DONE_SUFFIX,
     PLOT_SUFFIXES,
+    Done,
     Failed,
-    discard,
     read_done,
     remove_markers,
     remove_stale_temporaries,
     wanted_suffixes,
     why_unfinished,
-    write_failed,
 )
 from protfold_peft.folding.mini import UNTRAINED_WARNING
-from protfold_peft.folding.outputs import redraw_plots, write_outputs
+from protfold_peft.folding.outputs import redraw_plots
 from protfold_peft.folding.predict import predict_batch
+from protfold_peft.folding.quantize import halve_frozen_trunk
 from protfold_peft.folding.recovery import Folded, Folder
 from protfold_peft.folding.report import write_report
 from protfold_peft.folding.settings import RunResult, RunSettings
 from protfold_peft.folding.summary import PENDING, collect_rows, write_summary
 from protfold_peft.folding.types import Record
+from protfold_peft.folding.writing import Writers, WriteSettings, default_writers
 from protfold_peft.runtime import LOGGER, configure_logging, progress_bar, seed_everything
 from protfold_peft.version import __version__
 
 # Lines of one kind that go to the screen; all of them go to the log.
 _MAX_SCREEN_LINES = 20
-
-# Nothing that follows could be written either, so the run stops instead of failing record after record.
-_FATAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 def run_prediction(settings: RunSettings) -> RunResult:
@@ -89,6 +86,7 @@ def _run(settings: RunSettings, inputs: InputSet) -> RunResult:
             chunk_size=settings.chunk_size,
             cpu_offload=settings.cpu_offload,
         )
+        halve_frozen_trunk(model.base)
         try:
             job = _Job(settings, model)
             pending = {record.name for record in job.unfinished(records)}
@@ -153,48 +151,41 @@ class _Job:
     def fold(self, batches: Sequence[Batch], pending: set[str]) -> Iterator[bool]:
         """Fold the batches whole, write the records that are pending, and yield for each of them if it succeeded."""
         folder = Folder(self.model, lambda batch: predict_batch(self.model, batch, recycles=self.settings.recycles))
+        how = WriteSettings(self.settings.out, self.key, tuple(self.settings.formats), self.settings.plots)
+        n_writers = self.settings.writers
+        if n_writers is None:
+            n_writers = default_writers(self.model.device, len(pending))
         with progress_bar("residues") as progress, _log_above(progress):
             task = progress.add_task("folding", total=sum(len(record) for batch in batches for record in batch))
-            for batch in batches:
-                LOGGER.info("batch: %s", ", ".join(f"{record.name} ({len(record)})" for record in batch))
-                seed_everything(self.settings.seed)
-                for outcome in folder.fold(batch):
-                    name = outcome.name if isinstance(outcome, Failed) else outcome.prediction.record.name
-                    if name in pending:
-                        yield self._keep(outcome)
-                    size = outcome.length if isinstance(outcome, Failed) else len(outcome.prediction.record)
-                    progress.advance(task, size)
+            try:
+                with Writers(how, n_writers) as writers:
+                    for batch in batches:
+                        LOGGER.info("batch: %s", ", ".join(f"{record.name} ({len(record)})" for record in batch))
+                        seed_everything(self.settings.seed)
+                        for outcome in folder.fold(batch):
+                            name, length = _identity(outcome)
+                            if name in pending:
+                                yield from map(_succeeded, writers.put(outcome))
+                            progress.advance(task, length)
+                    yield from map(_succeeded, writers.finish())
+            except OSError as error:
+                raise _cannot_write(self.settings.out, error) from error
 
-    def _keep(self, outcome: Folded | Failed) -> bool:
-        """Write an outcome; whether it is a result."""
-        settings = self.settings
-        try:
-            if isinstance(outcome, Folded):
-                record = outcome.prediction.record
-                try:
-                    done = write_outputs(
-                        outcome.prediction,
-                        settings.out,
-                        settings=self.key,
-                        formats=settings.formats,
-                        plots=settings.plots,
-                        seconds=outcome.seconds,
-                    )
-                except Exception as error:
-                    if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
-                        discard(settings.out, record.name)
-                        raise
-                    LOGGER.debug("writing %s failed", record.name, exc_info=True)
-                    text = f"{error}" if isinstance(error, ProtfoldError) else f"{type(error).__name__}: {error}"
-                    outcome = Failed(record.name, len(record), text, outcome.seconds)
-                else:
-                    LOGGER.info("%s: pLDDT %.1f, pTM %.3f, %.2f s", done.name, done.plddt, done.ptm, done.seconds)
-                    return True
-            write_failed(settings.out, outcome)
-        except OSError as error:
-            raise _cannot_write(settings.out, error) from error
-        LOGGER.warning("%s: failed: %s", outcome.name, outcome.error)
+
+def _identity(outcome: Folded | Failed) -> tuple[str, int]:
+    """Name and residues of a record."""
+    if isinstance(outcome, Failed):
+        return outcome.name, outcome.length
+    return outcome.prediction.record.name, len(outcome.prediction.record)
+
+
+def _succeeded(written: Done | Failed) -> bool:
+    """Whether it is a result; the log is told."""
+    if isinstance(written, Failed):
+        LOGGER.warning("%s: failed: %s", written.name, written.error)
         return False
+    LOGGER.info("%s: pLDDT %.1f, pTM %.3f, %.2f s", written.name, written.plddt, written.ptm, written.seconds)
+    return True
 
 
 def _write_tables(

@@ -38,6 +38,8 @@ class RunSettings:
         seed: For all random numbers, set before every batch so that results do not depend on what was skipped.
         plots: Draw pLDDT and PAE.
         report: Write the HTML report.
+        writers: Processes that write results while the next batch folds; 0: it is done between batches; None: some on
+            a GPU, none on a CPU.
         verbose: Send the whole log to the screen.
     """
 
@@ -59,6 +61,7 @@ class RunSettings:
     seed: int = 0
     plots: bool = True
     report: bool = True
+    writers: int | None = None
     verbose: bool = False
 
     def __post_init__(self) -> None:

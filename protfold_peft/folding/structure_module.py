@@ -2,9 +2,8 @@
 
 Stock code makes the tables of residues and quaternions anew from Python lists in every call, which stops the host until
 the device has caught up, and writes each rotation as dozens of small operations. Here tables stay on the device and
-frames are 4 x 4 matrices. In invariant point attention the point distances are the squared Euclidean distances between
-the points of two residues laid end to end, so one `cdist` replaces an `n x n x heads x points x 3` difference, and the
-attended points are one matrix product.
+frames are 4 x 4 matrices. In invariant point attention the squared distances of points are one matrix product instead
+of an `n x n x heads x points x 3` difference, and so are the attended points.
 
 Axis letters: `b` batch, `n` residues, `h` heads, `d` head width, `p` points, `c` channels, `m` steps (8).
 """
@@ -169,6 +168,20 @@ def atom14_positions(frames: Tensor, aatype: Tensor) -> Tensor:
     return _apply(own, known.atoms[aatype]) * known.exists[aatype]
 
 
+def squared_distances(q: Tensor, k: Tensor) -> Tensor:
+    """`(b, h, n, n)` squared distances between the rows of `q` and `k` `(b, h, n, d)`, as one matrix product.
+
+    `|q|^2 + |k|^2 - 2 q k` in float64: in fp32 points tens of angstroms from the origin would cancel.
+    """
+    if q.device.type == "mps":  # has no float64
+        return torch.cdist(q, k, compute_mode="donot_use_mm_for_euclid_dist").square()
+    left, right = q.double(), k.double()
+    ones = left.new_ones(()).expand(*left.shape[:-1], 1)
+    left = torch.cat((-2 * left, left.square().sum(-1, keepdim=True), ones), dim=-1)
+    right = torch.cat((right, ones, right.square().sum(-1, keepdim=True)), dim=-1)
+    return (left @ right.transpose(-1, -2)).to(q.dtype)
+
+
 class StructureModule(EsmFoldStructureModule):
     """The structure module (AlphaFold 2 supplement, Algorithm 20); parameter names are those it replaces."""
 
@@ -273,14 +286,9 @@ class InvariantPointAttention(EsmFoldInvariantPointAttention):
 
         scores = q @ k.transpose(-1, -2) * math.sqrt(1 / (3 * self.hidden_dim))
         scores = scores + bias
-        # Differences, not the expanded square: points tens of angstroms from the origin would cancel in fp32.
-        distances = torch.cdist(
-            q_points.transpose(1, 2).flatten(-2),
-            k_points.transpose(1, 2).flatten(-2),
-            compute_mode="donot_use_mm_for_euclid_dist",
-        )
+        square = squared_distances(q_points.transpose(1, 2).flatten(-2), k_points.transpose(1, 2).flatten(-2))
         weights = self.softplus(self.head_weights) * math.sqrt(1 / (3 * (self.num_qk_points * 9 / 2)))
-        scores = scores - 0.5 * weights[:, None, None] * distances.square()
+        scores = scores - 0.5 * weights[:, None, None] * square
         attention = scores.softmax(-1)
 
         o = (attention @ v).transpose(1, 2).flatten(-2)

@@ -9,12 +9,14 @@ Axis letters: `b` batch, `n` residues, `c` channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.esm.modeling_esmfold import (
     EsmFoldingTrunk,
@@ -24,8 +26,12 @@ from transformers.models.esm.modeling_esmfold import (
 
 from protfold_peft.folding import kernels
 from protfold_peft.folding.attention import SequenceAttention, TriangleAttention, row_slices
+from protfold_peft.folding.kernels.linear import together, untouched
 from protfold_peft.folding.structure_module import StructureModule
 from protfold_peft.structure.residues import RESTYPE_INDEX, UNKNOWN
+
+if TYPE_CHECKING:
+    from protfold_peft.folding.kernels.fast_training import FrozenBlock
 
 GLYCINE = RESTYPE_INDEX["G"]
 
@@ -38,11 +44,10 @@ _FEWEST_ROWS = 8
 class TriangleMultiplication(EsmFoldTriangleMultiplicativeUpdate):
     """Triangle multiplicative update (AlphaFold 2 supplement, Algorithms 11 and 12)."""
 
-    def _operands(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The two gated projections of `x` `(b, r, n, c)`, already normalised, masked by `mask` `(b, r, n, 1)`."""
-        a = self.linear_a_p(x) * self.linear_a_g(x).sigmoid() * mask
-        b = self.linear_b_p(x) * self.linear_b_g(x).sigmoid() * mask
-        return a, b
+    def _operands(self) -> Callable[[Tensor], Tensor]:
+        """A function from normalised pairs `(b, r, n, c)` to both operands, end to end, `(b, r, n, 2 c)`, unmasked."""
+        project = together(self.linear_a_p, self.linear_b_p, self.linear_a_g, self.linear_b_g)
+        return lambda x: F.glu(project(x))
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         """Sum over the third residue of operands `(b, c, n, n)`."""
@@ -55,25 +60,28 @@ class TriangleMultiplication(EsmFoldTriangleMultiplicativeUpdate):
     def forward(self, z: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override, unused-ignore]
         """The update of the pair state `z` `(b, n, n, c)`; `mask` `(b, n, n)` is 1 at real pairs."""
         x = self.layer_norm_in(z)
-        a, b = self._operands(x, mask.unsqueeze(-1).to(x.dtype))
-        product = self._product(a.permute(0, 3, 1, 2), b.permute(0, 3, 1, 2))
+        operands = self._operands()(x).permute(0, 3, 1, 2).contiguous()
+        a, b = operands.chunk(2, dim=1)
+        # The third residue is one of `a` already: masked there it adds nothing.
+        product = self._product(a * mask.unsqueeze(1).to(a.dtype), b)
         return self._finish(product.permute(0, 2, 3, 1), x)
 
     def add_update_(self, z: Tensor, mask: Tensor, rows: int) -> None:
         """Add the update to `z` in place (inference only)."""
         n = z.shape[1]
-        operands: tuple[Tensor, Tensor] | None = None
+        project = self._operands()
+        operands: Tensor | None = None
         for part in row_slices(n, rows):
-            a, b = self._operands(self.layer_norm_in(z[:, part]), mask[:, part].unsqueeze(-1).to(z.dtype))
+            values = project(self.layer_norm_in(z[:, part]))
             if operands is None:
                 # Channels first, as the product wants them: filled row by row, no permuted copy of the whole.
-                shape = (z.shape[0], a.shape[-1], n, n)
-                operands = (a.new_empty(shape), a.new_empty(shape))
-            operands[0][:, :, part] = a.permute(0, 3, 1, 2)
-            operands[1][:, :, part] = b.permute(0, 3, 1, 2)
+                operands = values.new_empty((z.shape[0], values.shape[-1], n, n))
+            operands[:, :, part] = values.permute(0, 3, 1, 2)
         assert operands is not None
-        product = self._product(*operands)
-        del operands
+        a, b = operands.chunk(2, dim=1)
+        a *= mask.unsqueeze(1).to(a.dtype)
+        product = self._product(a, b)
+        del operands, a, b
         for part in row_slices(n, rows):
             x = self.layer_norm_in(z[:, part])
             z[:, part] += self._finish(product[:, :, part].permute(0, 2, 3, 1), x)
@@ -93,6 +101,8 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
         self.tri_mul_in = TriangleMultiplication(config, _outgoing=False)
         self.tri_att_start = TriangleAttention(c_z, config.pairwise_head_width, n_heads, starting=True)
         self.tri_att_end = TriangleAttention(c_z, config.pairwise_head_width, n_heads, starting=False)
+        # The room that the kernels need once, whatever the number of blocks that hold this list.
+        self.shared_kernels: list[FrozenBlock] = []
 
     def forward(
         self, sequence_state: Tensor, pairwise_state: Tensor, mask: Tensor, chunk_size: int | None = None
@@ -108,6 +118,9 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
         Returns:
             The two states, same shapes.
         """
+        if (frozen := self._frozen_kernels(sequence_state)) is not None:
+            dtype = torch.get_autocast_dtype(sequence_state.device.type)
+            return frozen(self, sequence_state, pairwise_state, mask, dtype)
         bias = self.pair_to_sequence(pairwise_state)
         y, _ = self.seq_attention(self.layernorm_1(sequence_state), mask=mask, bias=bias)
         sequence_state = self.mlp_seq(sequence_state + self.drop(y))
@@ -117,6 +130,28 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
         rows = chunk_size or auto_rows(pairwise_state)
         self._update_(sequence_state, pairwise_state, mask, pair_mask, rows)
         return sequence_state, pairwise_state
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward`, checkpointed if asked for, unless that would hold no less and only compute once more."""
+        # Offloading the inputs has a function of its own, which needs to be called.
+        plain = getattr(getattr(self, "_gradient_checkpointing_func", None), "func", None) is checkpoint
+        if self.gradient_checkpointing and plain and self._frozen_kernels(args[0]) is not None:
+            return self.forward(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def _frozen_kernels(self, state: Tensor) -> FrozenBlock | None:
+        """The kernels that train around this block, if it is frozen, in half precision and on a GPU that has them."""
+        device = state.device
+        if not torch.is_grad_enabled() or not kernels.triton_runs(device) or not torch.is_autocast_enabled(device.type):
+            return None
+        from protfold_peft.folding.kernels.fast_block import LONGEST
+        from protfold_peft.folding.kernels.fast_training import FrozenBlock, frozen
+
+        if state.shape[1] > LONGEST or not frozen(self):
+            return None
+        if not self.shared_kernels:
+            self.shared_kernels.append(FrozenBlock())
+        return self.shared_kernels[0]
 
     def _updated(self, s: Tensor, z: Tensor, mask: Tensor, pair_mask: Tensor) -> Tensor:
         z = z + self.sequence_to_pair(s)
@@ -170,6 +205,8 @@ class FoldingTrunk(EsmFoldingTrunk):
         with without_blocks(config):
             super().__init__(config)
         self.blocks = nn.ModuleList([TrunkBlock(config) for _ in range(config.num_blocks)])
+        for block in self.blocks:
+            block.shared_kernels = self.blocks[0].shared_kernels
         self.structure_module = StructureModule(config.structure_module)
         self.chunk_size: int | None = None
         self.autocast_dtype: torch.dtype | None = None
@@ -202,7 +239,7 @@ class FoldingTrunk(EsmFoldingTrunk):
         separations = (residue_index[:, None, :] - residue_index[:, :, None]).clamp(-bins, bins) + bins + 1
         separations = separations * (mask[:, None, :] * mask[:, :, None]).long()  # 0: pairs with padding
 
-        fused = (recycles > 0 or not torch.is_grad_enabled()) and self._load_kernels(seq_feats.device)
+        fused = (recycles > 0 or not torch.is_grad_enabled()) and self._load_kernels(seq_feats)
         # A graph keeps what it works in: not beside the activations of training.
         graphs = kernels.settings().graphs and not torch.is_grad_enabled()
         for recycle in range(recycles + 1):
@@ -211,10 +248,12 @@ class FoldingTrunk(EsmFoldingTrunk):
                 s = seq_feats + self.recycle_s_norm(s.detach())
                 z = self.recycle_z_norm(z.detach()) + self.recycle_disto(recycle_bins)
                 z = z + self.pairwise_positional_embedding.embedding(separations)
-                s, z = self._blocks(s, z, mask, fused=fused and not torch.is_grad_enabled(), graphs=graphs)
-                structure = self.structure_module(
-                    {"single": self.trunk2sm_s(s), "pair": self.trunk2sm_z(z)}, known if last else aatype, mask
-                )
+                structure: dict[str, Tensor] = {}
+                if fused and not torch.is_grad_enabled():
+                    s, z, structure = self._run_kernels(s, z, known if last else aatype, mask, graphs=graphs)
+                else:
+                    s, z = self._blocks(s, z, mask)
+                structure = structure or self._place(s, z, known if last else aatype, mask)
                 if not last:
                     backbone = structure["positions"][-1][:, :, :3]
                     recycle_bins = self.distogram(backbone, 3.375, 21.375, self.recycle_bins)
@@ -223,26 +262,35 @@ class FoldingTrunk(EsmFoldingTrunk):
         structure["s_s"], structure["s_z"] = s, z
         return structure
 
-    def _load_kernels(self, device: torch.device) -> bool:
+    def _place(self, s: Tensor, z: Tensor, aatype: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """The structure module's outputs for the states `s` and `z`."""
+        return self.structure_module({"single": self.trunk2sm_s(s), "pair": self.trunk2sm_z(z)}, aatype, mask)
+
+    def _load_kernels(self, s: Tensor) -> bool:
         """Whether passes without gradients run on the kernels of `folding.kernels`, whose weights are then loaded."""
-        if self.autocast_dtype is None or not len(self.blocks) or not kernels.triton_runs(device):
+        if self.autocast_dtype is None or not len(self.blocks) or not kernels.triton_runs(s.device):
             return False
         from protfold_peft.folding.kernels import fast_block, graphs
 
-        if not all(fast_block.supported(block) for block in self.blocks):
+        if s.shape[1] > fast_block.LONGEST or not all(fast_block.supported(block) for block in self.blocks):
             return False
         if self._graphs is None:
             self._graphs = graphs.TrunkGraphs()
+        placing = (self.structure_module, self.trunk2sm_s, self.trunk2sm_z)
+        weights = [weight for module in placing for weight in module.parameters()]
         with torch.no_grad():
-            self._graphs.load(self.blocks, self.autocast_dtype)
+            self._graphs.load(self.blocks, self.autocast_dtype, weights)
         return True
 
-    def _blocks(
-        self, s: Tensor, z: Tensor, mask: Tensor, *, fused: bool = False, graphs: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        if fused:
-            with torch.autocast(s.device.type, enabled=False):
-                return self._graphs.run(self.blocks, s, z, mask, graphs=graphs)
+    def _run_kernels(
+        self, s: Tensor, z: Tensor, aatype: Tensor, mask: Tensor, *, graphs: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The blocks on loaded kernels; with them the structure module, where it can be recorded, else nothing."""
+        unchanged = all(map(untouched, (self.structure_module, self.trunk2sm_s, self.trunk2sm_z)))
+        with torch.autocast(s.device.type, enabled=False):
+            return self._graphs.run(s, z, mask, aatype, self._place if unchanged else None, graphs=graphs)
+
+    def _blocks(self, s: Tensor, z: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         enabled = self.autocast_dtype is not None
         with torch.autocast(s.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled):
             for block in self.blocks:

@@ -91,14 +91,16 @@ class DataConfig(_Group):
 
 
 class ClassifyData(DataConfig):
-    """Attributes:
-    glue: A GLUE task by name, which gives all keys below; its hub data is the default of `train` and `validation`.
-    problem: classification or regression.
-    text: Column of the text.
-    text_pair: Column of a second text.
-    label: Column of the class or value.
-    labels: Number of classes, which then are 0, 1, ..., or their names; None: those of the training records.
-    label_range: Regression: the least and the largest value there can be.
+    """The texts that are classified, or given a value.
+
+    Attributes:
+        glue: A GLUE task by name, which gives all keys below; its hub data is the default of `train` and `validation`.
+        problem: classification or regression.
+        text: Column of the text.
+        text_pair: Column of a second text.
+        label: Column of the class or value.
+        labels: Number of classes, which then are 0, 1, ..., or their names; None: those of the training records.
+        label_range: Regression: the least and the largest value there can be.
     """
 
     glue: Literal["cola", "sst2", "mrpc", "stsb", "qnli", "rte"] | None = None
@@ -112,11 +114,13 @@ class ClassifyData(DataConfig):
 
 
 class SftData(DataConfig):
-    """Attributes:
-    template: How prompts are written: `chat` (the tokenizer's chat template), `alpaca`, or auto: chat where there is
-        a chat template.
-    chat_template: File of a Jinja chat template, instead of the tokenizer's.
-    separator: In a .txt file, what divides a line into prompt and completion; it stays with the prompt.
+    """Instructions and their answers, or plain text.
+
+    Attributes:
+        template: How prompts are written: `chat` (the tokenizer's chat template), `alpaca`, or auto: chat where there
+            is a chat template.
+        chat_template: File of a Jinja chat template, instead of the tokenizer's.
+        separator: In a .txt file, what divides a line into prompt and completion; it stays with the prompt.
     """
 
     template: Literal["auto", "chat", "alpaca"] = "auto"
@@ -129,9 +133,11 @@ class DpoData(SftData):
 
 
 class MlmData(DataConfig):
-    """Attributes:
-    text: Column of the text, for tables. Lines of .txt files and records of FASTA files need none.
-    mask_fraction: Share of the tokens to predict.
+    """Sequences or texts of which a part is hidden.
+
+    Attributes:
+        text: Column of the text, for tables. Lines of .txt files and records of FASTA files need none.
+        mask_fraction: Share of the tokens to predict.
     """
 
     text: str = "text"
@@ -142,7 +148,7 @@ class TrainingConfig(_Group):
     """How the adapter moves; defaults that differ by task are set in the tasks' own classes.
 
     Attributes:
-        steps: Optimizer steps; or
+        steps: Optimizer steps. One of `steps` and `epochs` is given.
         epochs: Passes over the training records.
         batch_size: Samples per step, over all processes and accumulated ones.
         accumulate: Into how many parts a process divides its share of a step.
@@ -194,18 +200,22 @@ class TrainingConfig(_Group):
 
 
 class SftTraining(TrainingConfig):
-    """Attributes:
-    completion_only: The loss counts the answer alone, not the prompt.
+    """How the adapter moves in instruction tuning.
+
+    Attributes:
+        completion_only: The loss counts the answer alone, not the prompt.
     """
 
     completion_only: bool = True
 
 
 class DpoTraining(TrainingConfig):
-    """Attributes:
-    beta: How strongly the policy is held to the reference; higher holds it closer.
-    loss: sigmoid (DPO), ipo or hinge, as TRL names them.
-    label_smoothing: Share of the preferences taken to be the wrong way round.
+    """How the adapter moves in preference optimisation.
+
+    Attributes:
+        beta: How strongly the policy is held to the reference; higher holds it closer.
+        loss: sigmoid (DPO), ipo or hinge, as TRL names them.
+        label_smoothing: Share of the preferences taken to be the wrong way round.
     """
 
     beta: Positive = 0.1
@@ -214,7 +224,12 @@ class DpoTraining(TrainingConfig):
 
 
 class RunConfig(_Group):
-    """One run. `out` is the folder of the finished adapter."""
+    """One run.
+
+    Attributes:
+        out: Folder of the finished adapter.
+        task: Which task the file is for; it may be left out, as the command says it.
+    """
 
     out: str | None = None
     model: ModelConfig

@@ -7,13 +7,13 @@ checkpoints are, and puts everything in place at its end: whatever stops it, `OU
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
 
 from protfold_peft.errors import ConfigError
 from protfold_peft.training import checkpoints
+from protfold_peft.training.folders import put_in_place, working_folder
 
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
@@ -21,25 +21,6 @@ RESULTS = "results.json"
 CARD = "README.md"
 # A folder counts as an adapter or a model once it has one of these, so they go first and come last.
 _LAST = ("adapter_config.json", "config.json")
-
-
-def check_free(out: Path, *, overwrite: bool) -> None:
-    """Check that results may go to `out`; to be called before anything is computed.
-
-    Raises:
-        ConfigError: `out` has something in it and `overwrite` is not set, or it is a file.
-    """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file: name a folder for the results with --out")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ConfigError(
-            f"{out} is not empty: name another folder with --out, or replace its results with --overwrite"
-        )
-
-
-def working_folder(out: Path) -> Path:
-    """Where a run for `out` works until it is done."""
-    return out.with_name(f"{out.name}.partial")
 
 
 def make_working_folder(out: Path, *, resume: bool) -> tuple[Path, str | None]:
@@ -88,13 +69,4 @@ def publish(working: Path, out: Path) -> None:
     for file in files:
         # safetensors makes its file for the user alone.
         file.chmod((working / CONFIG).stat().st_mode)
-        with file.open("rb+") as handle:
-            os.fsync(handle.fileno())
-    if not out.exists():
-        working.replace(out)
-        return
-    for name in _LAST:
-        (out / name).unlink(missing_ok=True)
-    for file in files:
-        file.replace(out / file.name)
-    working.rmdir()
+    put_in_place(working, out, [file.name for file in files], _LAST)

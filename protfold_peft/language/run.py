@@ -31,6 +31,7 @@ from protfold_peft.language.records import Record
 from protfold_peft.language.sft import InstructionTuning
 from protfold_peft.language.task import Task, split_off, trainer_arguments
 from protfold_peft.runtime import peak_memory, progress_bar, seed_everything
+from protfold_peft.training import folders
 from protfold_peft.version import __version__
 
 TASKS: dict[str, type[Task[Any]]] = {
@@ -122,7 +123,7 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> 
         raise ConfigError("no output folder: give --out, or the key 'out' in the configuration")
     device = device_of(config.model)
     out = Path(config.out)
-    output.check_free(out, overwrite=overwrite)
+    folders.check_free(out, overwrite=overwrite)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seed = config.training.seed
@@ -211,7 +212,7 @@ def _working_folder(out: Path, *, resume: bool, cpu: bool) -> tuple[Path, str | 
     if state.is_main_process or resume:
         found = output.make_working_folder(out, resume=resume)
     else:
-        found = output.working_folder(out), None
+        found = folders.working_folder(out), None
     state.wait_for_everyone()
     return found
 
@@ -297,6 +298,7 @@ def _shown(value: float | None) -> str:
 
 
 def defined(scores: Mapping[str, float] | None) -> dict[str, float | None] | None:
+    """The scores as JSON can hold them: None for what is not a finite number."""
     if scores is None:
         return None
     return {name: value if math.isfinite(value) else None for name, value in scores.items()}

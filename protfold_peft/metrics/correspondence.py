@@ -67,6 +67,7 @@ class Correspondence:
 
     @property
     def n_matched(self) -> int:
+        """How many of the reference's residues have a partner."""
         return int((self.model_index >= 0).sum())
 
     @property

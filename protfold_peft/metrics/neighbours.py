@@ -99,6 +99,7 @@ class Near:
 
     @classmethod
     def of(cls, atoms: Atoms, first: Tensor, second: Tensor, radius: float) -> Near:
+        """The pairs `first`, `second`, `(p,)` each, with their distances; `radius` in angstrom."""
         distances = pair_distances(atoms, first, second)
         return cls(first, second, distances, distances[:, 0] <= radius)
 

@@ -25,6 +25,7 @@ class Part:
     unknown_atoms: tuple[str, ...] = ()
 
     def position(self, name: str) -> tuple[float, ...] | None:
+        """Of the atom of this name, in angstrom; None where it is not there."""
         return next((atom.position for atom in self.atoms if atom.name == name), None)
 
 
@@ -252,8 +253,10 @@ def _left_out_notes(left_out: dict[str, Counter[str]], kept: dict[str, list[Part
 
 
 def list_some(items: Sequence[str], most: int = 8) -> str:
+    """The first `most` of them in one line, and how many there are beside."""
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def chain_label(chain: str) -> str:
+    """What messages call a chain: some files leave its id blank."""
     return f"chain {chain}" if chain else "the chain with blank id"

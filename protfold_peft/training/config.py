@@ -38,7 +38,7 @@ class ModelConfig(_Group):
     Attributes:
         name: Hub id or folder of ESMFold weights; None for the built-in `protfold-mini`, and
             `protfold-mini-untrained` for its architecture with random weights.
-        dtype: Number formats, `LANGUAGE_MODEL/TRUNK` or one for both; `auto` is fp32 on a CPU and bf16/fp32 on a GPU.
+        dtype: Number formats, `LANGUAGE_MODEL/TRUNK` or one for both; `auto` is fp32 on a CPU and bf16 on a GPU.
         device: auto, cpu, cuda or mps.
         recycles: Passes after the first, in training and evaluation, of which only the last has gradients; None: as
             many as the weights were made for (ESMFold: 3).
@@ -115,8 +115,8 @@ class DataConfig(_Group):
     Attributes:
         folder: Holds PDB and mmCIF files, or is a dataset of `protfold prepare`, of which `train` is learnt;
             relative to where the command runs. None: only `sequences` are learnt.
-        table: As in `SourceConfig`.
-        where: As in `SourceConfig`.
+        table: CSV or TSV file with a column `name`, of the files without their suffixes; None: there is none.
+        where: Only the chains whose row in the table has these values, by column.
         sequences: FASTA file of sequences without structures, learnt by `loss.masked_lm` alone.
         validation: Chains the run is judged by. None: the split `validation` of a prepared dataset, or, where there
             is none, the training chains themselves, which says nothing about other proteins.

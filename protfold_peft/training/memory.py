@@ -8,6 +8,7 @@ be in use are counted as they are.
 
 from __future__ import annotations
 
+import math
 import re
 import weakref
 from collections.abc import Callable, Sequence
@@ -81,12 +82,8 @@ class Footprint:
     blocks: int
 
     def peak(self, length: int, kept_layers: int = 0, kept_blocks: int = 0) -> int:
-        """Bytes at the worst moment of a step.
-
-        One block's activations are in `step` already: a block that was computed twice has them during its backward
-        pass, when those of the kept ones are gone.
-        """
-        kept = kept_layers * self.layer.at(length) + max(0, kept_blocks - 1) * self.block.at(length)
+        """Bytes at the worst moment of a step: all that is kept is there when the backward pass begins."""
+        kept = kept_layers * self.layer.at(length) + kept_blocks * self.block.at(length)
         return self.held + self.step.at(length) + kept
 
 
@@ -155,7 +152,7 @@ def shown(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size < 100 * 2**30 else f"{size / 2**30:.0f} GiB"
 
 
-def choose(footprint: Footprint, budget: int, length: int, batch: int = 1) -> Plan:
+def choose(footprint: Footprint, budget: int, length: int, batch: int = 1, *, gpu: bool = False) -> Plan:
     """The plan that computes least twice within `budget` bytes.
 
     Layers of the language model come first: they do the more work for every byte they hold.
@@ -165,17 +162,19 @@ def choose(footprint: Footprint, budget: int, length: int, batch: int = 1) -> Pl
         budget: Bytes.
         length: Residues of the longest sample.
         batch: Samples of a part, for the message.
+        gpu: Whether the bytes are those of a card, for the message.
 
     Raises:
         ConfigError: Not even everything computed twice fits.
     """
     least = footprint.peak(length)
     if least > budget:
+        needed = math.ceil((enough(least) if gpu else least) / 10**8) / 10
         raise ConfigError(
             f"memory budget: {shown(budget)} may be used, but a step on {batch} x {length} residues takes "
             f"{shown(least)} with everything computed twice; what would do: --memory-budget "
-            f"{np.ceil(enough(least) / 10**8) / 10:.1f}GB or more, a smaller data.crop_size or batch (or "
-            "training.accumulate), model.offload, or model.quantize=4bit"
+            f"{needed:.1f}GB or more, a smaller data.crop_size, fewer samples at once "
+            "(training.accumulate), model.offload=true, or model.quantize=4bit"
         )
     kept_layers = footprint.layers
     while kept_layers and footprint.peak(length, kept_layers) > budget:
@@ -244,7 +243,7 @@ def fit_memory(trainer: StructureTrainer, config: FinetuneConfig, longest: int) 
             held=held_bytes(model, device),
             offload=settings.offload,
         )
-    plan = choose(footprint, limit, length, batch)
+    plan = choose(footprint, limit, length, batch, gpu=device.type == "cuda")
     set_checkpointing(base, kept_layers=plan.kept_layers, kept_blocks=plan.kept_blocks, offload=settings.offload)
     if device.type == "cuda" and given is not None:
         # So that the allocator gives back what it has spare before it takes more than was allowed.

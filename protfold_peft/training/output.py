@@ -8,7 +8,6 @@ it was.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +19,9 @@ from protfold_peft.configuration import check
 from protfold_peft.errors import ConfigError
 from protfold_peft.files import write_text
 from protfold_peft.folding.masked_lm import HEAD_FILE
-from protfold_peft.training import checkpoints
+from protfold_peft.training import checkpoints, folders
 from protfold_peft.training.config import FinetuneConfig
+from protfold_peft.training.folders import put_in_place, working_folder
 from protfold_peft.version import __version__
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -52,11 +52,6 @@ _FREE = {
 }  # fmt: skip
 
 
-def working_folder(out: Path) -> Path:
-    """Where a run for `out` works until it is done."""
-    return out.with_name(f"{out.name}.partial")
-
-
 def check_free(out: Path, *, overwrite: bool, resume: bool = False) -> None:
     """Check that results may go to `out`; to be called before anything is computed.
 
@@ -64,16 +59,9 @@ def check_free(out: Path, *, overwrite: bool, resume: bool = False) -> None:
         ConfigError: `out` has something in it, or an unfinished run has checkpoints, and `overwrite` is not set; or
             `out` is a file.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file: name a folder for the results with --out")
-    if overwrite:
-        return
-    if out.is_dir() and any(out.iterdir()):
-        raise ConfigError(
-            f"{out} is not empty: name another folder with --out, or replace its results with --overwrite"
-        )
+    folders.check_free(out, overwrite=overwrite)
     unfinished = checkpoints.newest(working_folder(out))
-    if unfinished is not None and not resume:
+    if unfinished is not None and not resume and not overwrite:
         raise ConfigError(f"{unfinished} is of an unfinished run: go on with --resume, or start anew with --overwrite")
 
 
@@ -143,19 +131,7 @@ def publish(working: Path, out: Path) -> None:
     for path in working.iterdir():
         if path.name not in FILES:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        elif path.is_file():
-            with path.open("rb+") as handle:
-                os.fsync(handle.fileno())
-    if not out.exists():
-        working.replace(out)
-        return
-    for name in reversed(FILES):
-        old = out / name
-        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-    for name in FILES:
-        if (working / name).exists():
-            (working / name).replace(out / name)
-    working.rmdir()
+    put_in_place(working, out, [name for name in FILES if (working / name).exists()], reversed(FILES))
 
 
 def config_yaml(config: FinetuneConfig) -> str:

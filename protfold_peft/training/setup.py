@@ -17,7 +17,8 @@ from protfold_peft.errors import ConfigError
 from protfold_peft.folding.load import LoadedModel, load_model, weights_folder
 from protfold_peft.folding.masked_lm import NEW, attach_head
 from protfold_peft.folding.mini import MINI_NAME
-from protfold_peft.runtime import seed_everything
+from protfold_peft.folding.quantize import halve_frozen_trunk
+from protfold_peft.runtime import has_bf16, seed_everything
 from protfold_peft.training.config import FinetuneConfig
 
 # Parts of EsmFold that no loss reaches.
@@ -75,6 +76,8 @@ def make_trainable(loaded: LoadedModel, config: FinetuneConfig) -> Any:
         for module in base.esm.modules():
             if isinstance(module, nn.Dropout):
                 module.p = config.model.dropout
+    if config.mode != "full":
+        halve_frozen_trunk(base)
     return model
 
 
@@ -168,7 +171,7 @@ def _named_config(config: FinetuneConfig) -> Any:
 def precision(dtype: str, device: torch.device) -> str:
     """What `auto` means in training: prediction has the language model in fp16 on a GPU, which cannot be trained."""
     if dtype == "auto":
-        return "bf16/fp32" if device.type == "cuda" else "fp32"
+        return ("bf16" if has_bf16(device) else "fp32") if device.type == "cuda" else "fp32"
     if "fp16" in dtype.split("/"):
         raise ConfigError(f"model.dtype={dtype}: fp16 gradients overflow; use bf16 or fp32")
     return dtype

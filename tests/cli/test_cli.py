@@ -26,7 +26,6 @@ from protfold_peft.errors import ConfigError
 from protfold_peft.folding import run
 from protfold_peft.folding.load import load_model
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 UNREAL = "UNTRAINED"
 
 
@@ -45,7 +44,7 @@ def program(tmp_path) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    return {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 
 
 @pytest.fixture(scope="module")

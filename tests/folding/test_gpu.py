@@ -31,7 +31,7 @@ def test_outputs_and_gradients_on_cuda_equal_those_on_the_cpu(tiny, batch) -> No
         output = model(**inputs, recycles=0)
         output.distogram_logits.square().mean().backward()
         gradient = model.esm.encoder.layer[0].attention.self.query.weight.grad
-        return inferred.cpu(), output.s_z.detach().cpu(), gradient.cpu()
+        return inferred.cpu(), output.s_z.detach().cpu(), gradient.cpu().clone()  # `to` moves gradients too
 
     real = batch["attention_mask"].bool()
     pairs = real[:, :, None] & real[:, None, :]
@@ -40,7 +40,7 @@ def test_outputs_and_gradients_on_cuda_equal_those_on_the_cpu(tiny, batch) -> No
         assert (actual[keep] - expected[keep]).norm() < 1e-4 * expected[keep].norm()
 
 
-@pytest.mark.parametrize("dtype", ["fp16/fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp16/fp32", "fp16/bf16", "bf16"])
 def test_reduced_precision_stays_near(dtype) -> None:
     sequence = "MQIFVKTLTGKTITLEVEPSDTIENVKAKIQDKEGIPPDQQRLIFAGKQLEDGRTLSDYNIQKESTLHLVLRLRGG"
     exact = predict(load_model(device="cpu"), sequence, recycles=0)

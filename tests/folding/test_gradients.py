@@ -130,15 +130,16 @@ def test_training_after_inference_mode(tiny, batch) -> None:
 @pytest.mark.parametrize("rows_at_once", [1, 3, 1000])
 def test_row_attention_equals_plain_attention_and_its_gradients(monkeypatch, rows_at_once) -> None:
     b, r, h, n, d = 2, 7, 3, 5, 4
-    monkeypatch.setattr("protfold_peft.folding.attention._BACKWARD_SCORES", rows_at_once * h * n * n)
+    monkeypatch.setattr("protfold_peft.folding.attention._CPU_SCORES", rows_at_once * h * n * n)
     generator = torch.Generator().manual_seed(3)
-    q, k, v = (torch.randn(b, r, h, n, d, generator=generator, dtype=torch.float64) for _ in range(3))
+    x = torch.randn(b, r, n, 3, h, d, generator=generator, dtype=torch.float64)
     bias = torch.randn(b, h, n, n, generator=generator, dtype=torch.float64)
-    inputs = [t.requires_grad_(True) for t in (q, k, v, bias)]
-    expected = (q @ k.transpose(-1, -2) + bias[:, None]).softmax(-1) @ v
+    inputs = [t.requires_grad_(True) for t in (x, bias)]
+    q, k, v = x.transpose(2, 4).unbind(3)
+    expected = ((0.7 * q @ k.transpose(-1, -2) + bias[:, None]).softmax(-1) @ v).transpose(2, 3)
     weight = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     wanted = torch.autograd.grad((expected * weight).sum(), inputs)
-    actual = row_attention(*inputs)
+    actual = row_attention(*inputs, 0.7)
     given = torch.autograd.grad((actual * weight).sum(), inputs)
     assert torch.allclose(actual, expected, atol=1e-12)
     for a, e in zip(given, wanted):

@@ -102,7 +102,7 @@ def test_chain_ids() -> None:
 def test_precision_names() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert parse_precision("auto", cpu)[2] == "fp32/fp32"
-    assert parse_precision("auto", gpu)[2] == "fp16/fp32"
+    assert parse_precision("auto", gpu)[2] == "fp16/bf16"
     assert parse_precision("bf16/fp32", cpu) == (torch.bfloat16, torch.float32, "bf16/fp32")
     with pytest.raises(ConfigError, match="overflows"):
         parse_precision("fp16", gpu)

@@ -62,6 +62,7 @@ class ModulePair:
 
     @property
     def rank(self) -> int:
+        """`q`, the columns that are left."""
         return len(self.down)
 
 

@@ -27,6 +27,7 @@ class Target:
     up: Tensor
 
     def norm_squared(self) -> Tensor:
+        """Squared Frobenius norm of the update, from the two matrices: the product is not made."""
         return ((self.up.T @ self.up) * (self.down @ self.down.T)).sum()
 
 

@@ -52,6 +52,7 @@ class SavedLoRA:
 
     @property
     def parameters(self) -> int:
+        """Numbers in all pairs."""
         return sum(down.numel() + up.numel() for down, up in self.pairs.values())
 
 

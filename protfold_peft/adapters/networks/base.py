@@ -116,9 +116,11 @@ class TensorNetwork(nn.Module, ABC):
         return next(self.parameters()).device
 
     def role(self, name: str) -> Role:
+        """Which learning rate a factor has, by its name."""
         return self.roles.get(name, "factor")
 
     def unknown_init(self, init: str) -> ConfigError:
+        """The error for a start that this network does not know."""
         return ConfigError(f"init='{init}' is not known to {type(self).__name__}; use one of {', '.join(self.inits)}")
 
 
@@ -211,12 +213,15 @@ def orthonormal_(factor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def uniform_(factor: Tensor, bound: float) -> Tensor:
+    """Fill with numbers between `-bound` and `bound`."""
     return factor.uniform_(-bound, bound)
 
 
 def n_rows(sites: Sequence[Site]) -> int:
+    """Length of the layer axis that these sites share."""
     return 1 + max(site.row for site in sites)
 
 
 def n_columns(sites: Sequence[Site]) -> int:
+    """Length of their kind axis."""
     return 1 + max(site.column for site in sites)

@@ -44,6 +44,7 @@ class Row:
     chain: str
 
     def rejected(self, reason: str, detail: str) -> Rejection:
+        """The line of the table of rejections for this chain."""
         return Rejection(self.name, self.file, self.chain, len(self.sequence), reason, detail)
 
     @property

@@ -1,7 +1,7 @@
 """A trunk block at inference on a GPU: the same numbers as `TrunkBlock`, in a third of the kernels.
 
-The weights are taken out of their modules once for each forward pass, in the format of the products and with those that
-share an input laid end to end; nothing is kept, so that no later change of a weight is missed. Blocks with modules
+The weights are copied out of their modules in each forward pass, in the format of the products and with those that
+share an input laid end to end, so that no change of a weight is missed. Blocks with modules
 that are not plain layers (adapters, quantised weights, offloading) take the plain way.
 
 Axis letters: `b` batch, `n` residues, `c` channels, `h` heads, `d` head width.
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from protfold_peft.folding.kernels import triton_pair as pair
 from protfold_peft.folding.kernels.choose import attention_kernel, cuequivariance_attention
-from protfold_peft.folding.kernels.linear import is_plain, joined
+from protfold_peft.folding.kernels.linear import is_plain
 from protfold_peft.folding.kernels.triton_attention import HEAD_WIDTHS, attend_rows
+from protfold_peft.folding.kernels.triton_pair import Layer, Norm, PackedMultiplication
 
+# Residues up to which the kernels' 32-bit offsets reach: `c m m` below 2^31.
+LONGEST = 4088
 # Elements of the projections of triangle attention made at once: 256 MiB in bf16, all rows up to 512 residues.
 _PROJECTIONS = 2**27
-
-Norm = tuple[Tensor, Tensor, float]
-Layer = tuple[Tensor, Tensor]
 
 
 def layers(block: Any) -> list[nn.Module]:
@@ -68,16 +68,6 @@ def supported(block: Any) -> bool:
     )
 
 
-def _norm(module: Any) -> Norm:
-    return module.weight, module.bias, module.eps
-
-
-def _pack(dtype: torch.dtype, *modules: Any) -> Layer:
-    """Weights and biases of layers that share an input, laid end to end; zeros where a layer has no bias."""
-    weight, bias = joined(modules)
-    return weight.to(dtype), bias.to(dtype)
-
-
 @dataclass(frozen=True)
 class PackedAttention:
     """Weights of a triangle attention."""
@@ -89,64 +79,110 @@ class PackedAttention:
     heads: int
 
 
-@dataclass(frozen=True)
 class PackedBlock:
-    """Weights of a trunk block in the format of its products; norms as they are."""
+    """Weights of a trunk block in the format of its products, those of an input end to end; norms in their own format.
 
-    sequence_norm: Norm
-    sequence_projections: Layer
-    sequence_out: Layer
-    sequence_heads: int
-    pair_bias_norm: Norm
-    pair_bias: Tensor
-    sequence_mlp: tuple[Norm, Layer, Layer]
-    to_pair_norm: Norm
-    to_pair: Layer
-    to_pair_out: Layer
-    multiplications: tuple[tuple[tuple[Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, ...]], ...]
-    attentions: tuple[PackedAttention, PackedAttention]
-    pair_mlp: tuple[Norm, Layer, Layer]
+    Args:
+        block: A block that is `supported`, or another of the same shapes.
+        dtype: The format of the products.
+    """
 
-    @classmethod
-    def of(cls, block: Any, dtype: torch.dtype) -> PackedBlock:
-        """Take the weights out of a block that is `supported`."""
-        attention = block.seq_attention
-        weight, bias = _pack(dtype, attention.proj, attention.g_proj)
-        c = weight.shape[1]
+    def __init__(self, block: Any, dtype: torch.dtype) -> None:
+        self.kind = (dtype, block.layernorm_1.weight.device)
+        self._dtype = dtype
+        self._targets: list[Tensor] = []
+        self._norm_targets: list[Tensor] = []
+        attention, to_pair = block.seq_attention, block.sequence_to_pair
+        self.sequence_norm = self._norm(block.layernorm_1)
         # Stock order is, head by head, query, key, value; the kernels want all queries, all keys, all values, gates.
-        by_head = weight[: 3 * c].view(attention.num_heads, 3, -1, c).transpose(0, 1).reshape(3 * c, c)
-        multiplications = []
-        for m in (block.tri_mul_out, block.tri_mul_in):
-            norms = (*_norm(m.layer_norm_in)[:2], *_norm(m.layer_norm_out))
-            operands = _pack(dtype, m.linear_a_p, m.linear_b_p, m.linear_a_g, m.linear_b_g)
-            multiplications.append((norms, (*operands, *_pack(dtype, m.linear_z), *_pack(dtype, m.linear_g))))
-        to_pair, pair_mlp, sequence_mlp = block.sequence_to_pair, block.mlp_pair.mlp, block.mlp_seq.mlp
-        return cls(
-            sequence_norm=_norm(block.layernorm_1),
-            sequence_projections=(torch.cat((by_head, weight[3 * c :])), bias),
-            sequence_out=_pack(dtype, attention.o_proj),
-            sequence_heads=attention.num_heads,
-            pair_bias_norm=_norm(block.pair_to_sequence.layernorm),
-            pair_bias=_pack(dtype, block.pair_to_sequence.linear)[0],
-            sequence_mlp=(_norm(sequence_mlp[0]), _pack(dtype, sequence_mlp[1]), _pack(dtype, sequence_mlp[3])),
-            to_pair_norm=_norm(to_pair.layernorm),
-            to_pair=_pack(dtype, to_pair.proj),
-            to_pair_out=_pack(dtype, to_pair.o_proj),
-            multiplications=tuple(multiplications),
-            attentions=(_attention(block.tri_att_start, dtype), _attention(block.tri_att_end, dtype)),
-            pair_mlp=(_norm(pair_mlp[0]), _pack(dtype, pair_mlp[1]), _pack(dtype, pair_mlp[3])),
+        weight = attention.proj.weight
+        rows, c = len(weight), weight.shape[1]
+        self.sequence_projections = (
+            weight.new_empty((rows + rows // 3, c), dtype=dtype),
+            weight.new_zeros(rows + rows // 3, dtype=dtype),
         )
+        self._by_head = self.sequence_projections[0][:rows].view(3, attention.num_heads, -1, c).transpose(0, 1)
+        self._targets += [part[rows:] for part in self.sequence_projections]
+        self.sequence_out = self._linear(attention.o_proj)
+        self.sequence_heads: int = attention.num_heads
+        self.pair_bias_norm = self._norm(block.pair_to_sequence.layernorm)
+        self.pair_bias = self._linear(block.pair_to_sequence.linear)[0]
+        self.to_pair_norm = self._norm(to_pair.layernorm)
+        self.to_pair = self._linear(to_pair.proj)
+        self.to_pair_out = self._linear(to_pair.o_proj)
+        self.sequence_mlp, self.pair_mlp = (
+            (self._norm(mlp[0]), self._linear(mlp[1]), self._linear(mlp[3]))
+            for mlp in (block.mlp_seq.mlp, block.mlp_pair.mlp)
+        )
+        self.multiplications = tuple(
+            PackedMultiplication(
+                norm=self._norm(m.layer_norm_in),
+                operands=self._linear(m.linear_a_p, m.linear_b_p, m.linear_a_g, m.linear_b_g),
+                norm_out=self._norm(m.layer_norm_out),
+                out=self._linear(m.linear_z),
+                gate=self._linear(m.linear_g),
+            )
+            for m in (block.tri_mul_out, block.tri_mul_in)
+        )
+        self.attentions = tuple(
+            PackedAttention(
+                norm=self._norm(a.layer_norm),
+                bias=self._linear(a.linear)[0],
+                projections=self._linear(a.mha.linear_q, a.mha.linear_k, a.mha.linear_v, a.mha.linear_g),
+                out=self._linear(a.mha.linear_o),
+                heads=a.mha.no_heads,
+            )
+            for a in (block.tri_att_start, block.tri_att_end)
+        )
+        self.fill(block)
+
+    def _norm(self, module: Any) -> Norm:
+        parts = torch.empty_like(module.weight, requires_grad=False), torch.empty_like(module.bias, requires_grad=False)
+        self._norm_targets += parts
+        return (*parts, module.eps)
+
+    def _linear(self, *modules: Any) -> Layer:
+        """Room for layers that share an input, end to end; zeros where a layer has no bias."""
+        first = modules[0].weight
+        ends = [module.weight.shape[0] for module in modules]
+        weight = first.new_empty((sum(ends), first.shape[1]), dtype=self._dtype)
+        bias = first.new_zeros(sum(ends), dtype=self._dtype)
+        for module, w, b in zip(modules, weight.split(ends), bias.split(ends)):
+            self._targets += [w] if module.bias is None else [w, b]
+        return weight, bias
+
+    def fill(self, block: Any) -> None:
+        """Take the weights that a block of the same shapes has now."""
+        copy_weights([self], [block])
+
+    def pairs(self, block: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """What is copied where: tensors of the products' format and their sources, norms and their sources."""
+        attention, to_pair = block.seq_attention, block.sequence_to_pair
+        order = [attention.g_proj, attention.o_proj, block.pair_to_sequence.linear, to_pair.proj, to_pair.o_proj]
+        norms = [block.layernorm_1, block.pair_to_sequence.layernorm, to_pair.layernorm]
+        for mlp in (block.mlp_seq.mlp, block.mlp_pair.mlp):
+            norms.append(mlp[0])
+            order += [mlp[1], mlp[3]]
+        for m in (block.tri_mul_out, block.tri_mul_in):
+            norms += [m.layer_norm_in, m.layer_norm_out]
+            order += [m.linear_a_p, m.linear_b_p, m.linear_a_g, m.linear_b_g, m.linear_z, m.linear_g]
+        for a in (block.tri_att_start, block.tri_att_end):
+            norms.append(a.layer_norm)
+            order += [a.linear, a.mha.linear_q, a.mha.linear_k, a.mha.linear_v, a.mha.linear_g, a.mha.linear_o]
+        sources = [tensor for module in order for tensor in (module.weight, module.bias) if tensor is not None]
+        return self._targets, sources, self._norm_targets, [t for norm in norms for t in (norm.weight, norm.bias)]
 
 
-def _attention(module: Any, dtype: torch.dtype) -> PackedAttention:
-    mha = module.mha
-    return PackedAttention(
-        norm=_norm(module.layer_norm),
-        bias=_pack(dtype, module.linear)[0],
-        projections=_pack(dtype, mha.linear_q, mha.linear_k, mha.linear_v, mha.linear_g),
-        out=_pack(dtype, mha.linear_o),
-        heads=mha.no_heads,
-    )
+@torch.no_grad()
+def copy_weights(packed: list[PackedBlock], blocks: Any) -> None:
+    """Fill every packed block from its block, in a few kernels for all of them together."""
+    every = [weights.pairs(block) for weights, block in zip(packed, blocks)]
+    for target, source in ((0, 1), (2, 3)):
+        torch._foreach_copy_(
+            [t for pairs in every for t in pairs[target]], [t for pairs in every for t in pairs[source]]
+        )
+    for weights, block in zip(packed, blocks):
+        weights._by_head.copy_(block.seq_attention.proj.weight.unflatten(0, (block.seq_attention.num_heads, 3, -1)))
 
 
 def _update_sequence(s: Tensor, z: Tensor, mask: Tensor, w: PackedBlock) -> Tensor:
@@ -201,8 +237,8 @@ def update(s: Tensor, z: Tensor, mask: Tensor, w: PackedBlock) -> Tensor:
     s = _update_sequence(s, z, mask, w)
     qk = F.linear(pair.norm(s, *w.to_pair_norm, w.to_pair[0].dtype), *w.to_pair)
     pair.outer_add_(z, qk, *w.to_pair_out)
-    for (norms, weights), outgoing in zip(w.multiplications, (True, False)):
-        pair.multiply_(z, mask, norms, weights, outgoing=outgoing)
+    for multiplication, outgoing in zip(w.multiplications, (True, False)):
+        pair.multiply_(z, mask, multiplication, outgoing=outgoing)
     for attention, starting in zip(w.attentions, (True, False)):
         _attend_(z, mask, attention, starting=starting)
     norm, first, second = w.pair_mlp

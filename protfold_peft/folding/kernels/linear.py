@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,6 +24,17 @@ def is_plain(module: Any) -> bool:
     )
 
 
+def untouched(module: nn.Module) -> bool:
+    """Whether every part of a module is transformers' own, PyTorch's or ours, without a hook: no adapter anywhere."""
+    return all(
+        type(part).__module__.startswith(("torch.nn.modules.", "transformers.models.esm.", "protfold_peft.folding."))
+        and "forward" not in vars(part)
+        and not part._forward_hooks
+        and not part._forward_pre_hooks
+        for part in module.modules()
+    )
+
+
 def joined(modules: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     """Weights and biases laid end to end, zeros where a layer has no bias; gradients find their way back."""
     weight = torch.cat([module.weight for module in modules])
@@ -29,11 +42,13 @@ def joined(modules: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
     return weight, torch.cat(biases)
 
 
-def together(x: Tensor, *modules: Any) -> Tensor:
-    """The outputs of linear layers for the same `x` `(..., c)`, laid end to end along the last axis.
+def together(*modules: Any) -> Callable[[Tensor], Tensor]:
+    """Linear layers that share an input as one: outputs `(..., c)` laid end to end along the last axis.
 
-    Layers that an adapter, quantisation or offloading has changed are called one by one.
+    Layers that an adapter, quantisation or offloading has changed are called one by one. The weights are those of this
+    moment: make it anew in every pass.
     """
     if all(map(is_plain, modules)):
-        return F.linear(x, *joined(modules))
-    return torch.cat([module(x) for module in modules], dim=-1)
+        weight, bias = joined(modules)
+        return functools.partial(F.linear, weight=weight, bias=bias)
+    return lambda x: torch.cat([module(x) for module in modules], dim=-1)

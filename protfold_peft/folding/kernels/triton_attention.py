@@ -54,11 +54,13 @@ def _forward(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     LOG2E: tl.constexpr = 1.4426950408889634
-    group = tl.program_id(1)
+    # One axis of the grid: the others hold 65,535 programs, fewer than the rows of a batch can need.
+    tiles = tl.cdiv(n, BM)
+    group = tl.program_id(0) // tiles
     head = group % heads
     row = (group // heads) % rows
     sample = (group // (heads * rows)).to(tl.int64)
-    first = (tl.program_id(0) * BM).to(tl.int64)
+    first = (tl.program_id(0) % tiles * BM).to(tl.int64)
     # Starts are 64-bit scalars; tiles are addressed from them by small 32-bit offsets, which saves registers.
     x = X + sample * x_b + row.to(tl.int64) * x_r + head * D
     bias = B + ((sample * heads + head) * n + first) * n
@@ -104,11 +106,12 @@ def _forward(
 
 @triton.jit
 def _row_sums(O, G, DELTA, n, rows, heads, o_b, o_r, o_n, D: tl.constexpr, BM: tl.constexpr):
-    group = tl.program_id(1)
+    tiles = tl.cdiv(n, BM)
+    group = tl.program_id(0) // tiles
     head = group % heads
     row = (group // heads) % rows
     sample = (group // (heads * rows)).to(tl.int64)
-    first = (tl.program_id(0) * BM).to(tl.int64)
+    first = (tl.program_id(0) % tiles * BM).to(tl.int64)
     m, d = tl.arange(0, BM), tl.arange(0, D)
     inside = first + m < n
     place = sample * o_b + row.to(tl.int64) * o_r + first * o_n + head * D + m[:, None] * o_n + d[None, :]
@@ -124,11 +127,12 @@ def _backward_keys(
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     LOG2E: tl.constexpr = 1.4426950408889634
-    group = tl.program_id(1)
+    tiles = tl.cdiv(n, BN)
+    group = tl.program_id(0) // tiles
     head = group % heads
     row = (group // heads) % rows
     sample = (group // (heads * rows)).to(tl.int64)
-    first = (tl.program_id(0) * BN).to(tl.int64)
+    first = (tl.program_id(0) % tiles * BN).to(tl.int64)
     m, c, d = tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, D)
     j_in = first + c < n
     queries = X + sample * x_b + row.to(tl.int64) * x_r + head * D
@@ -171,11 +175,12 @@ def _backward_queries(
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     LOG2E: tl.constexpr = 1.4426950408889634
-    group = tl.program_id(1)
+    tiles = tl.cdiv(n, BM)
+    group = tl.program_id(0) // tiles
     head = group % heads
     row = (group // heads) % rows
     sample = (group // (heads * rows)).to(tl.int64)
-    first = (tl.program_id(0) * BM).to(tl.int64)
+    first = (tl.program_id(0) % tiles * BM).to(tl.int64)
     m, c, d = tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, D)
     i_in = first + m < n
     x = X + sample * x_b + row.to(tl.int64) * x_r + head * D
@@ -214,8 +219,8 @@ def _backward_bias(
 ):  # fmt: skip
     LOG2E: tl.constexpr = 1.4426950408889634
     tiles = tl.cdiv(n, BN)
-    tile = tl.program_id(0)
-    group = tl.program_id(1)
+    tile = tl.program_id(0) % (tl.cdiv(n, BM) * tiles)
+    group = tl.program_id(0) // (tl.cdiv(n, BM) * tiles)
     head = group % heads
     sample = (group // (heads * parts)).to(tl.int64)
     row = ((group // heads) % parts) * part
@@ -286,7 +291,7 @@ def attend_rows(x: Tensor, bias: Tensor, scale: float, *, save: bool = False) ->
     name = "forward, fp32" if x.element_size() == 4 else "forward" if n > 64 else "forward, short"
     tile = TILES[name]
     bn = tile.keys
-    _forward[(triton.cdiv(n, tile.queries), b * r * h)](
+    _forward[(triton.cdiv(n, tile.queries) * b * r * h,)](
         x, bias, out, sums if save else out, n, r, h, scale,
         x.stride(0), x.stride(1), x.stride(2), x.stride(3), out.stride(0), out.stride(1), out.stride(2),
         D=d, BM=tile.queries, BN=bn, EVEN=n % bn == 0, GATE=slots == 4, SAVE=save, PRECISION=_precision(x),
@@ -295,19 +300,42 @@ def attend_rows(x: Tensor, bias: Tensor, scale: float, *, save: bool = False) ->
     return out, sums
 
 
+def row_sums(out: Tensor, grad: Tensor) -> Tensor:
+    """`(b, r, h, n)`: sums over the head width of `out * grad`, `(b, r, n, h, d)` of the same strides.
+
+    A gate that multiplies the result may be in both or in neither: the sums are the same.
+    """
+    b, r, n, h, d = out.shape
+    sums = torch.empty((b, r, h, n), dtype=torch.float32, device=out.device)
+    strides = (out.stride(0), out.stride(1), out.stride(2))
+    _row_sums[(triton.cdiv(n, 64) * b * r * h,)](out, grad, sums, n, r, h, *strides, D=d, BM=64, num_warps=4)
+    return sums
+
+
 def attend_rows_backward(
-    x: Tensor, bias: Tensor, out: Tensor, sums: Tensor, grad: Tensor, scale: float, *, bias_gradient: bool = True
+    x: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    grad: Tensor,
+    scale: float,
+    *,
+    bias_gradient: bool = True,
+    grad_x: Tensor | None = None,
+    delta: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of `attend_rows` without a gate.
 
     Args:
-        x: `(b, r, n, 3, h, d)` as in the forward pass.
+        x: `(b, r, n, 3 or 4, h, d)` as in the forward pass; a fourth slot is left alone.
         bias: `(b, h, n, n)`.
         out: `(b, r, n, h, d)` that the forward pass gave.
         sums: `(b, r, h, n)` that the forward pass gave.
         grad: `(b, r, n, h, d)` gradient of the result.
         scale: Factor of the scores.
         bias_gradient: False leaves the bias's gradient out.
+        grad_x: Where to write the gradient of `x`, the last two axes contiguous.
+        delta: `(b, r, h, n)` of `row_sums`, where it is known already.
 
     Returns:
         Gradients of `x`, same shape, and of the bias, fp32.
@@ -315,11 +343,10 @@ def attend_rows_backward(
     b, r, n, _, h, d = x.shape
     if grad.stride() != out.stride() or grad.dtype != out.dtype:
         grad = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=out.device).copy_(grad)
-    delta = torch.empty_like(sums)
+    delta = row_sums(out, grad) if delta is None else delta
     o_strides = (out.stride(0), out.stride(1), out.stride(2))
     x_strides = (x.stride(0), x.stride(1), x.stride(2), x.stride(3))
-    _row_sums[(triton.cdiv(n, 64), b * r * h)](out, grad, delta, n, r, h, *o_strides, D=d, BM=64, num_warps=4)
-    grad_x = _like(x, 3, h, d)
+    grad_x = _like(x, 3, h, d) if grad_x is None else grad_x
     y_strides = (grad_x.stride(0), grad_x.stride(1), grad_x.stride(2), grad_x.stride(3))
     tile = TILES["backward, fp32" if x.element_size() == 4 else "backward"]
     shared: dict[str, Any] = {"D": d, "BM": tile.queries, "BN": tile.keys, "PRECISION": _precision(x)}
@@ -327,14 +354,14 @@ def attend_rows_backward(
     query_tiles, key_tiles = triton.cdiv(n, tile.queries), triton.cdiv(n, tile.keys)
     inputs = (x, bias, grad, sums, delta)
     for kernel, tiles in ((_backward_keys, key_tiles), (_backward_queries, query_tiles)):
-        kernel[(tiles, b * r * h)](*inputs, grad_x, n, r, h, scale, *x_strides, *o_strides, *y_strides, **shared)
+        kernel[(tiles * b * r * h,)](*inputs, grad_x, n, r, h, scale, *x_strides, *o_strides, *y_strides, **shared)
     if not bias_gradient:
         return grad_x, None
     parts = min(r, max(1, triton.cdiv(_PROGRAMS, query_tiles * key_tiles * h * b)))
     part = triton.cdiv(r, parts)
     parts = triton.cdiv(r, part)
     partial = torch.empty((b, parts, h, n, n), dtype=torch.float32, device=x.device)
-    _backward_bias[(query_tiles * key_tiles, b * parts * h)](
+    _backward_bias[(query_tiles * key_tiles * b * parts * h,)](
         *inputs, partial, n, r, h, scale, part, parts, *x_strides, *o_strides, **shared
     )
     return grad_x, partial.sum(1) if parts > 1 else partial[:, 0]

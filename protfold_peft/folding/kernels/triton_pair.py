@@ -3,12 +3,14 @@
 The pair state is far larger than the weights that act on it, so what a block costs is how often the state goes through
 memory. Each kernel here normalises, projects, gates and adds in registers what would else be written and read again.
 The state keeps its format (fp32); products take the format of the weights; statistics and sums are fp32. Channels
-have to be a power of two, 16 or more.
+have to be a power of two, 16 or more, and `c m m` below 2^31: tiles are addressed by 32-bit offsets.
 
 Axis letters: `b` batch, `n` residues, `c` channels, `h` heads, `m` residues rounded up to a multiple of 8.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -16,6 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from protfold_peft.folding.kernels.triton_attention import _precision
+
+# Gain, shift, and what is added to the variance; weight and bias.
+Norm = tuple[Tensor, Tensor, float]
+Layer = tuple[Tensor, Tensor]
 
 
 @triton.jit
@@ -77,7 +83,8 @@ def _multiply_in(
     tl.store(X + start + at, x, mask=inside[:, None])
     real = tl.load(MASK + sample * n + i).to(tl.float32)
     real = real * tl.load(MASK + sample * n + j, mask=inside, other=0.0).to(tl.float32)
-    out = AB + sample * (2 * C) * m * m + i * m + j[:, None]
+    out = AB + sample * (2 * C) * m * m + i * m
+    planes = t[None, :] * (m * m) + j[:, None]
     w_at = t[None, :] * C + c[:, None]
     for channel in range(0, 2 * C, BC):
         p = tl.dot(x, tl.load(W + channel * C + w_at), input_precision=PRECISION)
@@ -85,8 +92,8 @@ def _multiply_in(
         g = tl.dot(x, tl.load(W + (channel + 2 * C) * C + w_at), input_precision=PRECISION)
         g += tl.load(WB + 2 * C + channel + t).to(tl.float32)[None, :]
         value = p / (1.0 + tl.exp2(-g * LOG2E)) * real[:, None]
-        planes = (channel + t).to(tl.int64) * m * m
-        tl.store(out + planes[None, :], value.to(AB.dtype.element_ty), mask=(j < m)[:, None])
+        tl.store(out + planes, value.to(AB.dtype.element_ty), mask=(j < m)[:, None])
+        out += m * m * BC
 
 
 @triton.jit
@@ -99,18 +106,20 @@ def _multiply_out(
     j = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.arange(0, C)
     inside = (j < n)[:, None]
-    at = (sample * n + i) * n * C + j[:, None] * C + c[None, :]
-    planes = (sample * C + c.to(tl.int64)) * m * m
-    p = tl.load(P + planes[None, :] + i * m + j[:, None], mask=inside, other=0.0).to(tl.float32)
+    start = (sample * n + i) * n * C
+    at = j[:, None] * C + c[None, :]
+    p = tl.load(P + sample * C * m * m + i * m + (c[None, :] * (m * m) + j[:, None]), mask=inside, other=0.0).to(
+        tl.float32
+    )
     y = _normalised(p, tl.load(GAIN + c).to(tl.float32), tl.load(SHIFT + c).to(tl.float32), eps, C)
     w_at = c[None, :] * C + c[:, None]
     kind = WZ.dtype.element_ty
     u = tl.dot(y.to(kind), tl.load(WZ + w_at), input_precision=PRECISION) + tl.load(BZ + c).to(tl.float32)[None, :]
-    x = tl.load(X + at, mask=inside, other=0.0)
+    x = tl.load(X + start + at, mask=inside, other=0.0)
     g = tl.dot(x, tl.load(WG + w_at), input_precision=PRECISION) + tl.load(BG + c).to(tl.float32)[None, :]
-    z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32)
+    z = tl.load(Z + start + at, mask=inside, other=0.0).to(tl.float32)
     z += u / (1.0 + tl.exp2(-g * LOG2E))
-    tl.store(Z + at, z.to(Z.dtype.element_ty), mask=inside)
+    tl.store(Z + start + at, z.to(Z.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -118,10 +127,12 @@ def _transition_kernel(
     Z, GAIN, SHIFT, W1, B1, W2, B2, count, eps,
     C: tl.constexpr, INNER: tl.constexpr, BM: tl.constexpr, BH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    inside = (place < count)[:, None]
+    first = tl.program_id(0).to(tl.int64) * BM
+    row = tl.arange(0, BM)
+    inside = (first + row < count)[:, None]
+    Z += first * C
     c, h = tl.arange(0, C), tl.arange(0, BH)
-    at = place[:, None] * C + c[None, :]
+    at = row[:, None] * C + c[None, :]
     z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32)
     x = _normalised(z, tl.load(GAIN + c).to(tl.float32), tl.load(SHIFT + c).to(tl.float32), eps, C)
     x = x.to(W1.dtype.element_ty)
@@ -138,12 +149,14 @@ def _transition_kernel(
 
 @triton.jit
 def _linear_add(Z, X, W, BIAS, count, C: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, PRECISION: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    inside = (place < count)[:, None]
+    first = tl.program_id(0).to(tl.int64) * BM
+    row = tl.arange(0, BM)
+    inside = (first + row < count)[:, None]
+    Z += first * C
     c, k = tl.arange(0, C), tl.arange(0, K)
-    x = tl.load(X + place[:, None] * K + k[None, :], mask=inside, other=0.0)
+    x = tl.load(X + first * K + row[:, None] * K + k[None, :], mask=inside, other=0.0)
     u = tl.dot(x, tl.load(W + c[None, :] * K + k[:, None]), input_precision=PRECISION)
-    at = place[:, None] * C + c[None, :]
+    at = row[:, None] * C + c[None, :]
     z = tl.load(Z + at, mask=inside, other=0.0).to(tl.float32) + u + tl.load(BIAS + c).to(tl.float32)[None, :]
     tl.store(Z + at, z.to(Z.dtype.element_ty), mask=inside)
 
@@ -233,50 +246,82 @@ def norm_and_bias(
     return x, bias
 
 
+@dataclass(frozen=True)
+class PackedMultiplication:
+    """Weights of a triangle multiplication; those of the operands are both projections, then both gates."""
+
+    norm: Norm
+    operands: Layer
+    norm_out: Norm
+    out: Layer
+    gate: Layer
+
+
 def multiply_(
-    z: Tensor,
-    mask: Tensor,
-    norms: tuple[Tensor, Tensor, Tensor, Tensor, float],
-    weights: tuple[Tensor, ...],
-    *,
-    outgoing: bool,
-) -> None:
+    z: Tensor, mask: Tensor, w: PackedMultiplication, *, outgoing: bool, keep: bool = False
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """Add a triangle multiplicative update to the pair state in place (AlphaFold 2 supplement, Algorithms 11 and 12).
 
     Args:
         z: `(b, n, n, c)`, contiguous.
         mask: `(b, n)`, 1 at real residues.
-        norms: Gain and shift of the norm before, gain and shift of the norm after, and what is added to variances.
-        weights: Of the operands, `(4 c, c)`: both projections, then both gates, and their biases `(4 c,)`; of the
-            result `(c, c)`, `(c,)`; of its gate `(c, c)`, `(c,)`.
+        w: The weights.
         outgoing: Which of the two algorithms.
+        keep: Return what the backward pass needs.
+
+    Returns:
+        None, or the norm `(b, n, n, c)`, the operands `(b, 2 c, m, m)` and their product `(b, c, m, m)`.
     """
+    x, operands = operands_of(z, mask, w)
+    product = product_of(operands, outgoing=outgoing)
+    kept = (x, operands, product) if keep else None
+    del operands
     b, n, _, c = z.shape
-    w_in, b_in, w_z, b_z, w_g, b_g = weights
-    gain_in, shift_in, gain_out, shift_out, eps = norms
+    block = _block(w.out[0])
+    _multiply_out[(triton.cdiv(n, block), n, b)](
+        z, x, product, *w.norm_out[:2], *w.out, *w.gate, n, product.shape[-1], w.norm_out[2],
+        C=c, BP=block, PRECISION=_precision(x), num_warps=4, num_stages=2,
+    )  # fmt: skip
+    return kept
+
+
+def _block(weight: Tensor) -> int:
+    """Positions that a program works on."""
+    return 64 if weight.element_size() == 2 else 32
+
+
+def operands_of(z: Tensor, mask: Tensor, w: PackedMultiplication) -> tuple[Tensor, Tensor]:
+    """The norm `(b, n, n, c)` of the pair state, and both operands `(b, 2 c, m, m)`, masked, one after the other."""
+    b, n, _, c = z.shape
+    weight = w.operands[0]
     # Rows of a multiple of 16 bytes: what matrix products need to run at full speed.
     m = triton.cdiv(n, 8) * 8
-    precision = _precision(w_in)
-    x = torch.empty_like(z, dtype=w_in.dtype)
-    # All channels of one operand, then those of the other.
-    operands = z.new_empty((b, 2 * c, m, m), dtype=w_in.dtype)
+    x = torch.empty_like(z, dtype=weight.dtype)
+    operands = z.new_empty((b, 2 * c, m, m), dtype=weight.dtype)
     if m > n:
         operands[:, :, n:] = 0
-    block = 64 if w_in.element_size() == 2 else 32
+    block = _block(weight)
     _multiply_in[(triton.cdiv(m, block), n, b)](
-        z, x, operands, gain_in, shift_in, w_in, b_in, mask, n, m, eps,
-        C=c, BP=block, BC=min(64, c), PRECISION=precision, num_warps=4, num_stages=2,
+        z, x, operands, *w.norm[:2], *w.operands, mask, n, m, w.norm[2],
+        C=c, BP=block, BC=min(64, c), PRECISION=_precision(weight), num_warps=4, num_stages=2,
     )  # fmt: skip
+    return x, operands
+
+
+def product_of(operands: Tensor, *, outgoing: bool) -> Tensor:
+    """Sums over the third residue, `(b, c, m, m)`."""
     left, right = operands.chunk(2, dim=1)
-    if outgoing:
-        product = left @ right.transpose(-1, -2)
-    else:
-        product = left.transpose(-1, -2) @ right
-    del operands, left, right
-    _multiply_out[(triton.cdiv(n, block), n, b)](
-        z, x, product, gain_out, shift_out, w_z, b_z, w_g, b_g, n, m, eps,
-        C=c, BP=block, PRECISION=precision, num_warps=4, num_stages=2,
-    )  # fmt: skip
+    return left @ right.transpose(-1, -2) if outgoing else left.transpose(-1, -2) @ right
+
+
+def product_gradients(operands: Tensor, grad: Tensor, *, outgoing: bool) -> Tensor:
+    """Gradient `(b, 2 c, m, m)` of both operands from that of `product_of` them, `(b, c, m, m)`."""
+    left, right = operands.chunk(2, dim=1)
+    grads = torch.empty_like(operands)
+    sides = ((grad, right), (grad.mT, left)) if outgoing else ((right, grad.mT), (left, grad))
+    for out, (one, other) in zip(grads.chunk(2, dim=1), sides):
+        torch.matmul(one, other, out=out) if len(out) == 1 else out.copy_(one @ other)
+    return grads
 
 
 def transition_(

@@ -1,0 +1,1 @@
+"""What MkDocs makes of the code and the notebooks: pages that nobody writes by hand. `hooks` is where it begins."""
