@@ -151,6 +151,10 @@ def error_boundary(*, debug: bool = False) -> Iterator[None]:
         raise typer.Exit(SOME_FAILED) from error
     except typer.Exit:
         raise
+    except OSError as error:
+        # A full disk, a folder that cannot be written, a file that went away: the system's own words say what.
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        _leave(f"error: {where}{error.strerror or error}", COULD_NOT_RUN, error, debug)
     except Exception as error:
         text = f"error: unexpected {type(error).__name__}: {error} (--debug shows where)"
         _leave(text, COULD_NOT_RUN, error, debug)

@@ -57,7 +57,7 @@ COMMANDS: dict[str, Callable[[Place], list[str]]] = {
     "data": lambda p: ["data", "casp14", "--from", str(p.work / "targets"), "-o", str(p.out / "t")],
     "mlm": lambda p: [
         *("lm", "mlm", str(p.work / "mlm.yaml"), f"model.name={p.work / 'base'}", f"data.train={p.work / 'in.fasta'}"),
-        *("training.steps=1", "--device", "cpu", "-o", str(p.out / "m")),
+        *("training.steps=1", "training.epochs=null", "--device", "cpu", "-o", str(p.out / "m")),
     ],
 }
 # These write nothing.
