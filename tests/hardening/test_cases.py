@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from adapter_methods import make_config
 from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
 from tiny_models import save_tiny_esm
 from transformers import EsmForMaskedLM
 from typer.testing import CliRunner
 
 from protfold_peft.adapters import load_adapter
 from protfold_peft.adapters.folders.info import adapter_info
+from protfold_peft.cli.common import error_boundary
 from protfold_peft.cli.main import app
 from protfold_peft.configuration import read_yaml
 from protfold_peft.errors import CheckpointError, ConfigError
@@ -78,3 +81,11 @@ def test_a_folder_where_nothing_can_be_made_is_told_by_the_systems_words(structu
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith("error: /proc/nowhere")
     assert "unexpected" not in result.stderr
+
+
+def test_a_full_disk_as_rust_tells_it_is_told_as_such(capsys):
+    """Safetensors has an error of its own for it; before, that was called unexpected."""
+    with pytest.raises(typer.Exit) as left, error_boundary():
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert left.value.exit_code == 2
+    assert capsys.readouterr().err == "error: a file could not be written or read: No space left on device\n"

@@ -27,7 +27,7 @@ class StandIn:
     default_recycles = 3
 
     def __init__(self) -> None:
-        self.base = SimpleNamespace(trunk=SimpleNamespace(chunk_size=None))
+        self.base = SimpleNamespace(trunk=SimpleNamespace(chunk_size=None, autocast_dtype=None))
         self.batches: list[list[str]] = []
 
     def set_chunk_size(self, size: int | None) -> None:
