@@ -16,6 +16,7 @@ def main(part: str, description: str, lengths: str) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--size", choices=("mini", "medium", "full"), help="by default full on a GPU, medium on a CPU")
     parser.add_argument("--threads", type=int, help="on a CPU; by default one per core")
+    parser.add_argument("--cpu-time", action="store_true", help="on a busy machine: one core's time, not the clock's")
     parser.add_argument("--seconds", type=float, default=5.0, help="limit of every measurement (two passes at least)")
     parser.add_argument(lengths, type=int, nargs="+", dest="lengths")
     parser.add_argument("--routes", nargs="+", metavar="NAME", help="only these rows, by their names in the table")
@@ -29,7 +30,8 @@ def main(part: str, description: str, lengths: str) -> None:
             device=device,
             parts=(part,),
             seconds=options.seconds,
-            threads=options.threads,
+            threads=1 if options.cpu_time else options.threads,
+            cpu_time=options.cpu_time,
             lengths={part: options.lengths} if options.lengths else None,
             routes={part: options.routes} if options.routes else None,
             out=options.out,

@@ -76,7 +76,7 @@ class Table:
 def attention(table: Table, n: int, dtype: torch.dtype, backward: bool) -> None:
     """Triangle attention alone."""
     from protfold_peft.folding.kernels.choose import cuequivariance_attention
-    from protfold_peft.folding.kernels.triton_attention import triangle_attention
+    from protfold_peft.folding.kernels.triton_attention_backward import triangle_attention
 
     x = torch.randn(1, n, n, 3, HEADS, WIDTH, device="cuda", dtype=dtype)
     bias = torch.randn(1, HEADS, n, n, device="cuda", dtype=dtype)
@@ -116,6 +116,7 @@ def attention(table: Table, n: int, dtype: torch.dtype, backward: bool) -> None:
 def sweep(n: int, dtype: torch.dtype) -> list[Row]:
     """Triangle attention by tile, forward and backward."""
     from protfold_peft.folding.kernels import triton_attention as triton_kernels
+    from protfold_peft.folding.kernels.triton_attention_backward import attend_rows_backward
 
     x = torch.randn(1, n, n, 3, HEADS, WIDTH, device="cuda", dtype=dtype)
     bias = torch.randn(1, HEADS, n, n, device="cuda", dtype=dtype)
@@ -132,7 +133,7 @@ def sweep(n: int, dtype: torch.dtype) -> list[Row]:
                 if kind == "forward":
                     ms, _ = measure(lambda: triton_kernels.attend_rows(x, bias, scale), 0.1)
                 else:
-                    ms, _ = measure(lambda: triton_kernels.attend_rows_backward(x, bias, out, sums, out, scale), 0.1)
+                    ms, _ = measure(lambda: attend_rows_backward(x, bias, out, sums, out, scale), 0.1)
                 print(f"{n:>5} attention {kind:<9} tile {tile}: {ms:.3f} ms", flush=True)
                 rows.append({"length": n, "part": f"attention {kind}", "tile": tile, "ms": ms})
             except Exception as error:

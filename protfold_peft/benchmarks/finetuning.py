@@ -26,7 +26,7 @@ from protfold_peft.folding.checkpointing import set_checkpointing
 from protfold_peft.folding.model import EsmFold
 from protfold_peft.folding.quantize import quantize_language_model
 from protfold_peft.training.made import made_batch
-from protfold_peft.training.memory import choose, held_bytes, measure_footprint, usable
+from protfold_peft.training.memory import cap, choose, held_bytes, measure_footprint, usable
 from protfold_peft.training.objective import structure_loss
 
 RANK = 8
@@ -75,6 +75,7 @@ def finetuning_rows(
     """A row for every route and crop; `seconds` limits each."""
     for name in routes:
         route = ROUTES[name]
+        cap(device, route.budget)
         try:
             model = _model(route, size, device)
         except (ConfigError, torch.OutOfMemoryError) as error:

@@ -46,6 +46,7 @@ class Benchmark:
         parts: Some of `worker.PARTS`.
         seconds: Limit of every measurement, start and warming up not counted.
         threads: Of a CPU.
+        cpu_time: Count the time that the process computes in place of the clock's (a CPU only).
         lengths: By part; without an entry the size's own.
         routes: By part; without an entry all that the device can do.
         out: JSON file that is written anew after every row, or None.
@@ -56,6 +57,7 @@ class Benchmark:
     parts: Sequence[str] = tuple(PARTS)
     seconds: float = 5.0
     threads: int | None = None
+    cpu_time: bool = False
     lengths: dict[str, Sequence[int]] | None = None
     routes: dict[str, Sequence[str]] | None = None
     out: Path | None = None
@@ -70,7 +72,8 @@ class Benchmark:
             for route in routes:
                 if route not in _all_routes(part):
                     raise ConfigError(f"unknown route '{route}' of {part}: use {'; '.join(_all_routes(part))}")
-        resolve_device(self.device)
+        if self.cpu_time and resolve_device(self.device).type != "cpu":
+            raise ConfigError("the processor's time says nothing of a GPU's: leave --cpu-time out")
 
 
 def measured(benchmark: Benchmark, told: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -86,6 +89,7 @@ def measured(benchmark: Benchmark, told: dict[str, Any]) -> Iterator[dict[str, A
         ProtfoldError: The file cannot be written.
     """
     settings = {"size": benchmark.size, "seconds": benchmark.seconds, "threads": benchmark.threads}
+    settings["cpu_time"] = benchmark.cpu_time
     result: dict[str, Any] = {"machine": told, "settings": settings, "rows": []}
     begin = time.monotonic()
     for job in _jobs(benchmark):
@@ -157,6 +161,7 @@ def _jobs(benchmark: Benchmark) -> Iterator[dict[str, Any]]:
             "lengths": lengths,
             "seconds": benchmark.seconds,
             "threads": benchmark.threads,
+            "cpu_time": benchmark.cpu_time,
         }
 
 

@@ -81,7 +81,7 @@ def aims(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         (384, "ours, LoRTA, 24 GB", 24),
     ):
         row = _row(rows, "finetune", route, crop)
-        size = row["reserved"] / 1e9 if row else None
+        size = row["peak"] / 1e9 if row else None
         told.append(_aim(f"a step at crop {crop}, '{route}': within {limit} GB", size, limit, below=True))
     return told
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from protfold_peft.benchmarks.finetuning import finetuning_rows
+from protfold_peft.benchmarks.measuring import count_processor_time
 from protfold_peft.benchmarks.prediction import prediction_rows
 from protfold_peft.benchmarks.scoring import scoring_rows
 from protfold_peft.runtime import quieten, resolve_device
@@ -26,6 +27,8 @@ def work(job: dict[str, Any]) -> None:
     quieten()
     if job.get("threads"):
         torch.set_num_threads(job["threads"])
+    if job.get("cpu_time"):
+        count_processor_time()
     rows = PARTS[job["part"]](job["routes"], job["size"], resolve_device(job["device"]), job["lengths"], job["seconds"])
     for row in rows:
         print(MARK + json.dumps(row), flush=True)

@@ -48,6 +48,15 @@ DtypeOption = Annotated[
         metavar="NAME",
     ),
 ]
+ReferenceKernelsOption = Annotated[
+    bool,
+    typer.Option(
+        "--reference-kernels",
+        help="Run the folding trunk on PyTorch's own operations, to compare, or to rule its kernels out as a cause. "
+        "Slower on a GPU.",
+        rich_help_panel="Running",
+    ),
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(

@@ -13,6 +13,7 @@ from protfold_peft.cli.common import (
     JsonOption,
     ModelKeyOption,
     OverwriteOption,
+    ReferenceKernelsOption,
     SeedKeyOption,
     VerboseOption,
     error_boundary,
@@ -67,6 +68,7 @@ def finetune(
             rich_help_panel="Running",
         ),
     ] = False,
+    reference_kernels: ReferenceKernelsOption = False,
     model: ModelKeyOption = None,
     device: DeviceKeyOption = None,
     seed: SeedKeyOption = None,
@@ -86,6 +88,7 @@ def finetune(
     with error_boundary(debug=debug):
         quieten()
         from protfold_peft import training
+        from protfold_peft.folding import kernels
         from protfold_peft.runtime import configure_logging
 
         configure_logging(verbose=verbose)
@@ -96,14 +99,14 @@ def finetune(
             changes = {"memory_budget": memory_budget, "gradient_checkpointing": None}
             settings = settings.model_copy(update={"model": settings.model.model_copy(update=changes)})
         if dry_run:
-            with output_kept_for(json):
+            with output_kept_for(json), kernels.using(reference=reference_kernels):
                 found = training.dry_run(settings)
             if json:
                 print_json(found)
             else:
                 typer.echo(_described(found))
             return
-        with output_kept_for(json):
+        with output_kept_for(json), kernels.using(reference=reference_kernels):
             result = training.finetune(settings, overwrite=overwrite, resume=resume)
         if json:
             print_json(result)

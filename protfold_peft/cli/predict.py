@@ -14,6 +14,7 @@ from protfold_peft.cli.common import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    ReferenceKernelsOption,
     SeedOption,
     VerboseOption,
     error_boundary,
@@ -114,6 +115,7 @@ def predict(
             show_default="up to 4 on a GPU, 0 on a CPU",
         ),
     ] = None,
+    reference_kernels: ReferenceKernelsOption = False,
     seed: SeedOption = 0,
     json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -131,6 +133,7 @@ def predict(
     """
     with error_boundary(debug=debug):
         quieten()
+        from protfold_peft.folding import kernels
         from protfold_peft.folding.run import run_prediction
         from protfold_peft.folding.settings import RunSettings
 
@@ -156,7 +159,7 @@ def predict(
             writers=writers,
             verbose=verbose,
         )
-        with output_kept_for(json):
+        with output_kept_for(json), kernels.using(reference=reference_kernels):
             result = run_prediction(settings)
         if json:
             print_json(result)

@@ -96,7 +96,7 @@ def row_attention(x: Tensor, bias: Tensor, scale: float) -> Tensor:
 
 def _triton_attention(x: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Our kernel, which is imported where there is Triton."""
-    from protfold_peft.folding.kernels.triton_attention import triangle_attention
+    from protfold_peft.folding.kernels.triton_attention_backward import triangle_attention
 
     return triangle_attention(x, bias.to(x.dtype), scale)
 
@@ -123,7 +123,7 @@ class SequenceAttention(EsmFoldSelfAttention):
         """
         b, n, _ = x.shape
         q, k, v = self.proj(x).view(b, n, self.num_heads, -1).transpose(1, 2).chunk(3, dim=-1)
-        scores = None if bias is None else bias.permute(0, 3, 1, 2)
+        scores = None if bias is None else bias.permute(0, 3, 1, 2).contiguous()
         if mask is not None:
             padding = mask.bool().logical_not()[:, None, None]
             scores = x.new_zeros(b, 1, 1, n) if scores is None else scores
@@ -154,7 +154,8 @@ class TriangleAttention(EsmFoldTriangleAttention):
         else:
             bias = torch.cat([self.linear(self.layer_norm(x[:, p])) for p in row_slices(x.shape[1], rows)], dim=1)
         bias = bias.permute(0, 3, 1, 2) if self.starting else bias.permute(0, 3, 2, 1)
-        return bias + (self.inf * (mask.to(bias.dtype) - 1))[:, None, None, :]
+        # Keys have to lie next to each other: else PyTorch copies the bias for every row, or writes out all scores.
+        return bias.contiguous() + (self.inf * (mask.to(bias.dtype) - 1))[:, None, None, :]
 
     def attend(self, x: Tensor, bias: Tensor) -> Tensor:
         """The update of pairs `x`, already normalised, under `bias` `(b, h, n, n)`.

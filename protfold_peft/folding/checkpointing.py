@@ -14,6 +14,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from protfold_peft.folding.model import EsmFold
+from protfold_peft.folding.trunk import TrunkBlock
 
 
 def set_checkpointing(base: EsmFold, *, kept_layers: int = 0, kept_blocks: int = 0, offload: bool = False) -> None:
@@ -34,7 +35,7 @@ def set_checkpointing(base: EsmFold, *, kept_layers: int = 0, kept_blocks: int =
             block._gradient_checkpointing_func = _checkpoint
     if offload:
         for block in stacks[1][0]:
-            block._gradient_checkpointing_func = _in_main_memory
+            block._gradient_checkpointing_func = partial(_in_main_memory, block)
 
 
 def checkpointed(base: EsmFold) -> tuple[int, int]:
@@ -47,8 +48,9 @@ def checkpointed(base: EsmFold) -> tuple[int, int]:
 _checkpoint: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
 
 
-def _in_main_memory(function: Callable[..., Any], *inputs: Any) -> Any:
-    """Checkpoint a call whose inputs wait in main memory."""
-    # What the call itself would save is dropped by the checkpoint, whose hooks are the inner ones.
+def _in_main_memory(block: TrunkBlock, function: Callable[..., Any], *inputs: Any) -> Any:
+    """Checkpoint a call of a block whose inputs wait in main memory."""
+    # What the call itself would save is dropped by the checkpoint, whose hooks are the inner ones; a block on kernels
+    # that save nothing but its inputs needs none.
     with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
-        return _checkpoint(function, *inputs)
+        return function(*inputs) if block.keeps_inputs_only(inputs[0]) else _checkpoint(function, *inputs)

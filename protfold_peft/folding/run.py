@@ -86,7 +86,8 @@ def _run(settings: RunSettings, inputs: InputSet) -> RunResult:
             chunk_size=settings.chunk_size,
             cpu_offload=settings.cpu_offload,
         )
-        halve_frozen_trunk(model.base)
+        if not settings.cpu_offload:
+            halve_frozen_trunk(model.base)
         try:
             job = _Job(settings, model)
             pending = {record.name for record in job.unfinished(records)}

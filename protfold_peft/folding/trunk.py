@@ -135,9 +135,13 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
         """`forward`, checkpointed if asked for, unless that would hold no less and only compute once more."""
         # Offloading the inputs has a function of its own, which needs to be called.
         plain = getattr(getattr(self, "_gradient_checkpointing_func", None), "func", None) is checkpoint
-        if self.gradient_checkpointing and plain and self._frozen_kernels(args[0]) is not None:
+        if self.gradient_checkpointing and plain and self.keeps_inputs_only(args[0]):
             return self.forward(*args, **kwargs)
         return super().__call__(*args, **kwargs)
+
+    def keeps_inputs_only(self, state: Tensor) -> bool:
+        """Whether a pass over the sequence state `state` `(b, n, c_s)` saves only its inputs, checkpointed or not."""
+        return self._frozen_kernels(state) is not None
 
     def _frozen_kernels(self, state: Tensor) -> FrozenBlock | None:
         """The kernels that train around this block, if it is frozen, in half precision and on a GPU that has them."""
@@ -155,10 +159,10 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
 
     def _updated(self, s: Tensor, z: Tensor, mask: Tensor, pair_mask: Tensor) -> Tensor:
         z = z + self.sequence_to_pair(s)
-        z = z + self.row_drop(self.tri_mul_out(z, pair_mask))
-        z = z + self.col_drop(self.tri_mul_in(z, pair_mask))
-        z = z + self.row_drop(self.tri_att_start(z, mask))
-        z = z + self.col_drop(self.tri_att_end(z, mask))
+        z = z + _dropped(self.row_drop, self.tri_mul_out(z, pair_mask))
+        z = z + _dropped(self.col_drop, self.tri_mul_in(z, pair_mask))
+        z = z + _dropped(self.row_drop, self.tri_att_start(z, mask))
+        z = z + _dropped(self.col_drop, self.tri_att_end(z, mask))
         return self.mlp_pair(z)
 
     def _update_(self, s: Tensor, z: Tensor, mask: Tensor, pair_mask: Tensor, rows: int) -> None:
@@ -173,6 +177,11 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
         self.tri_att_end.add_update_(z, mask, rows)
         for part in row_slices(z.shape[1], rows):
             z[:, part] += self.mlp_pair.mlp(z[:, part])
+
+
+def _dropped(dropout: Any, x: Tensor) -> Tensor:
+    """`dropout` of `x`; without a chance of dropping anything stock code still multiplies by ones."""
+    return dropout(x) if dropout.r > 0 else x
 
 
 @contextmanager
@@ -239,12 +248,16 @@ class FoldingTrunk(EsmFoldingTrunk):
         separations = (residue_index[:, None, :] - residue_index[:, :, None]).clamp(-bins, bins) + bins + 1
         separations = separations * (mask[:, None, :] * mask[:, :, None]).long()  # 0: pairs with padding
 
-        fused = (recycles > 0 or not torch.is_grad_enabled()) and self._load_kernels(seq_feats)
-        # A graph keeps what it works in: not beside the activations of training.
-        graphs = kernels.settings().graphs and not torch.is_grad_enabled()
+        training = torch.is_grad_enabled()
+        if training and self._graphs is not None:
+            self._graphs.clear()  # what graphs of a validation pass hold is not kept beside training's activations
+        fused = (recycles > 0 or not training) and self._load_kernels(seq_feats)
+        graphs = kernels.settings().graphs and not training
         for recycle in range(recycles + 1):
             last = recycle == recycles
-            with torch.set_grad_enabled(torch.is_grad_enabled() and last):
+            if last and training and fused:
+                self._graphs.unload()
+            with torch.set_grad_enabled(training and last):
                 s = seq_feats + self.recycle_s_norm(s.detach())
                 z = self.recycle_z_norm(z.detach()) + self.recycle_disto(recycle_bins)
                 z = z + self.pairwise_positional_embedding.embedding(separations)
@@ -257,7 +270,7 @@ class FoldingTrunk(EsmFoldingTrunk):
                 if not last:
                     backbone = structure["positions"][-1][:, :, :3]
                     recycle_bins = self.distogram(backbone, 3.375, 21.375, self.recycle_bins)
-        if fused:
+        if fused and not training:
             self._graphs.unload()
         structure["s_s"], structure["s_z"] = s, z
         return structure

@@ -18,7 +18,7 @@ from protfold_peft.training import weights
 from protfold_peft.training.chains import read_run_chains
 from protfold_peft.training.config import FinetuneConfig
 from protfold_peft.training.finetune import make_trainer, training_arguments
-from protfold_peft.training.memory import fit_memory
+from protfold_peft.training.memory import fit_memory, take_budget
 from protfold_peft.training.setup import load_base, make_trainable
 
 
@@ -70,6 +70,7 @@ def dry_run(config: FinetuneConfig) -> DryRun:
         arguments = training_arguments(once, Path(folder))
         if arguments.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(arguments.device)
+        take_budget(config, arguments.device)
         loaded = load_base(config, arguments.device)
         model_parameters = sum(parameter.numel() for parameter in loaded.base.parameters())
         weights_bytes = sum(p.numel() * p.element_size() for p in loaded.base.parameters())

@@ -114,6 +114,7 @@ def _run(
     device = arguments.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    memory.take_budget(config, device)
     loaded = load_base(config, device)
     recycles = loaded.default_recycles if config.model.recycles is None else config.model.recycles
     base = _base_scores(loaded.network, data, recycles, working)

@@ -38,6 +38,9 @@ _CONTEXT = 600 * 2**20
 _USABLE = 0.93
 # AdamW: a gradient and two moments for every trained number, in its own format.
 _COPIES_OF_TRAINED = 3
+_SMALLER = (
+    "a smaller data.crop_size, fewer samples at once (training.accumulate), model.offload=true, or model.quantize=4bit"
+)
 # Shorter than this nothing is to be learnt about longer ones: fixed costs hide everything.
 _SHORTEST = 16
 
@@ -173,8 +176,7 @@ def choose(footprint: Footprint, budget: int, length: int, batch: int = 1, *, gp
         raise ConfigError(
             f"memory budget: {shown(budget)} may be used, but a step on {batch} x {length} residues takes "
             f"{shown(least)} with everything computed twice; what would do: --memory-budget "
-            f"{needed:.1f}GB or more, a smaller data.crop_size, fewer samples at once "
-            "(training.accumulate), model.offload=true, or model.quantize=4bit"
+            f"{needed:.1f}GB or more, {_SMALLER}"
         )
     kept_layers = footprint.layers
     while kept_layers and footprint.peak(length, kept_layers) > budget:
@@ -198,6 +200,28 @@ def enough(peak: int) -> int:
     return round(peak / _USABLE) + _CONTEXT
 
 
+def take_budget(config: FinetuneConfig, device: torch.device) -> int | None:
+    """The run's budget in bytes, None without one; on a GPU what is more is refused from here on.
+
+    Raises:
+        ConfigError: It cannot be read, or contradicts other settings.
+    """
+    settings = config.model
+    given = None if settings.memory_budget is None else parse_budget(settings.memory_budget)
+    if given is not None and settings.gradient_checkpointing is not None:
+        raise ConfigError("model.memory_budget decides what is computed twice: leave out gradient_checkpointing")
+    cap(device, given)
+    return given
+
+
+def cap(device: torch.device, budget: int | None) -> None:
+    """Have a GPU refuse more than a budget from here on; its allocator then gives back what it has spare first."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        share = 1.0 if budget is None else min(1.0, max(0, budget - _CONTEXT) / total)
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
 def fit_memory(trainer: StructureTrainer, config: FinetuneConfig, longest: int) -> Plan | None:
     """Make a run's step fit its memory: decide what is computed twice, and set the model so.
 
@@ -210,16 +234,14 @@ def fit_memory(trainer: StructureTrainer, config: FinetuneConfig, longest: int) 
         The plan; None where the configuration decides, or where there is no limit: a CPU without a budget.
 
     Raises:
-        ConfigError: A budget that cannot be read, that contradicts other settings, or in which nothing fits.
+        ConfigError: As `take_budget`, or nothing fits.
     """
     settings, training = config.model, config.training
     device = trainer.args.device
     model: Any = trainer.model
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    given = None if settings.memory_budget is None else parse_budget(settings.memory_budget)
+    given = take_budget(config, device)
     if settings.gradient_checkpointing is not None:
-        if given is not None:
-            raise ConfigError("model.memory_budget decides what is computed twice: leave out gradient_checkpointing")
         if settings.gradient_checkpointing:
             set_checkpointing(base, offload=settings.offload)
         return None
@@ -234,21 +256,23 @@ def fit_memory(trainer: StructureTrainer, config: FinetuneConfig, longest: int) 
     batch = -(-training.batch_size // parts)
     if training.batch_tokens is not None:
         batch = max(1, training.batch_tokens // length // parts)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        footprint = measure_footprint(
-            base,
-            lambda n: trainer.trial(n, batch),
-            length=length,
-            batch=batch,
-            held=held_bytes(model, device),
-            offload=settings.offload,
-        )
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            footprint = measure_footprint(
+                base,
+                lambda n: trainer.trial(n, batch),
+                length=length,
+                batch=batch,
+                held=held_bytes(model, device),
+                offload=settings.offload,
+            )
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"memory budget: {shown(limit)} may be used, which a step on {batch} x {length} residues passes by far; "
+            f"{_SMALLER}"
+        ) from None
     plan = choose(footprint, limit, length, batch, gpu=device.type == "cuda")
     set_checkpointing(base, kept_layers=plan.kept_layers, kept_blocks=plan.kept_blocks, offload=settings.offload)
-    if device.type == "cuda" and given is not None:
-        # So that the allocator gives back what it has spare before it takes more than was allowed.
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (given - _CONTEXT) / total), device)
     return plan
 
 

@@ -55,7 +55,7 @@ def test_attention_and_its_gradients_equal_float64(n, ending) -> None:
     expected = ((0.3 * q @ k.transpose(-1, -2) + exact[1][:, None]).softmax(-1) @ v).transpose(2, 3)
     wanted = torch.autograd.grad(expected, exact, grad.double())
     inputs = [x.requires_grad_(True), bias.requires_grad_(True)]
-    actual = load("triton_attention").triangle_attention(*inputs, 0.3)
+    actual = load("triton_attention_backward").triangle_attention(*inputs, 0.3)
     given = torch.autograd.grad(actual, inputs, grad)
     for a, e in zip((actual, *given), (expected, *wanted)):
         assert a.dtype == torch.float32
@@ -180,3 +180,23 @@ def test_settings_hold_for_a_block_only() -> None:
         assert kernels.settings().reference
     assert kernels.settings() == kernels.KernelSettings()
     assert not kernels.triton_runs(torch.device("cpu"))
+
+
+def test_the_command_line_s_switch_holds_while_it_folds(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    from typer.testing import CliRunner
+
+    from protfold_peft.cli.main import app
+    from protfold_peft.folding import run
+
+    seen: list[bool] = []
+
+    def fold(settings: Any) -> Any:
+        seen.append(kernels.settings().reference)
+        return run.RunResult(folded=1, skipped=0, failed=0, invalid=0, out=settings.out)
+
+    monkeypatch.setattr(run, "run_prediction", fold)
+    for switch in ([], ["--reference-kernels"]):
+        result = CliRunner().invoke(app, ["predict", "any.fasta", "--out", str(tmp_path), "--device", "cpu", *switch])
+        assert result.exit_code == 0, result.output
+    assert seen == [False, True]
+    assert not kernels.settings().reference

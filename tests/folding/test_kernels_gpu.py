@@ -47,7 +47,7 @@ def test_attention_and_its_gradients_equal_float64(library, dtype, n, width, end
             pytest.skip("used for 16-bit inputs only")
         from protfold_peft.folding.kernels.choose import cuequivariance_attention as attend
     else:
-        from protfold_peft.folding.kernels.triton_attention import triangle_attention as attend
+        from protfold_peft.folding.kernels.triton_attention_backward import triangle_attention as attend
     generator = torch.Generator("cuda").manual_seed(n)
     b, r, h = 2, 9, 3
 

@@ -19,12 +19,8 @@ from torch.autograd.function import once_differentiable
 from protfold_peft.folding.kernels import triton_pair as pair
 from protfold_peft.folding.kernels import triton_pair_backward as back
 from protfold_peft.folding.kernels.fast_block import PackedAttention, PackedBlock, layers, supported, update
-from protfold_peft.folding.kernels.triton_attention import (
-    attend_rows,
-    attend_rows_backward,
-    row_sums,
-    triangle_attention,
-)
+from protfold_peft.folding.kernels.triton_attention import attend_rows
+from protfold_peft.folding.kernels.triton_attention_backward import attend_rows_backward, row_sums, triangle_attention
 
 
 class FrozenBlock:

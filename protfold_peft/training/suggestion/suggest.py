@@ -101,7 +101,7 @@ def _model(machine: Machine, model: str | None) -> dict[str, Setting]:
         gpu = machine.gpus[0]
         here = f"{gpu.name} of {gpu.memory_bytes / GIB:.0f} GiB"
         large = " facebook/esmfold_v1 fits this GPU: init with --model." if gpu.memory_bytes > 15 * GIB else ""
-        dtype = Setting("auto", "bf16 for the language model, fp32 for the trunk.")
+        dtype = Setting("auto", "bf16 on this GPU.")
         if not gpu.bf16:
             dtype = Setting("fp32", "This GPU does not compute in bfloat16.")
     else:
