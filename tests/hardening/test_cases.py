@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from protfold_peft.cli.common import error_boundary
 from protfold_peft.cli.main import app
 from protfold_peft.configuration import read_yaml
 from protfold_peft.errors import CheckpointError, ConfigError
+from protfold_peft.files import replacing
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +92,12 @@ def test_a_full_disk_as_rust_tells_it_is_told_as_such(capsys):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert left.value.exit_code == 2
     assert capsys.readouterr().err == "error: a file could not be written or read: No space left on device\n"
+
+
+def test_a_write_that_finds_the_disk_full_names_its_file(tmp_path):
+    """The system's own error of a write has no name in it."""
+    with pytest.raises(OSError, match="No space left") as found, replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert found.value.filename == str(tmp_path / "a.txt")
+    assert list(tmp_path.iterdir()) == []
