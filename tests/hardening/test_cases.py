@@ -96,8 +96,13 @@ def test_a_full_disk_as_rust_tells_it_is_told_as_such(capsys):
 
 def test_a_write_that_finds_the_disk_full_names_its_file(tmp_path):
     """The system's own error of a write has no name in it."""
-    with pytest.raises(OSError, match="No space left") as found, replacing(tmp_path / "a.txt") as temporary:
-        temporary.write_text("half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write() -> None:
+        with replacing(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left") as found:
+        write()
     assert found.value.filename == str(tmp_path / "a.txt")
     assert list(tmp_path.iterdir()) == []
