@@ -12,6 +12,8 @@ recorded.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import statistics
 import sys
@@ -241,10 +243,8 @@ def main() -> None:
         raise SystemExit("this benchmark needs a CUDA device")
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
     machine = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-    if kernels.has_triton():
-        import triton
-
-        machine["triton"] = triton.__version__
+    if importlib.util.find_spec("triton"):
+        machine["triton"] = importlib.metadata.version("triton")
     print(f"# {', '.join(f'{key} {value}' for key, value in machine.items())}, {options.dtype}", flush=True)
     trunk_config = configuration("full").esmfold_config.trunk
     trunk_config.num_blocks = options.blocks

@@ -42,8 +42,9 @@ class _RowAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor, scale: float) -> Tensor:
         q, k, v = x.detach().transpose(1, 3).unbind(2)
-        # Detached: for a bias that asks for a gradient PyTorch gives up its fused kernels.
-        mask = bias.detach().expand(q.shape[0], *bias.shape)
+        # Detached: for a bias that asks for a gradient PyTorch gives up its fused kernels. Not expanded to the rows:
+        # where the length is no multiple of 8 it would be copied for each.
+        mask = bias.detach().unsqueeze(0)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
         ctx.save_for_backward(x, bias, out)
         ctx.scale = scale

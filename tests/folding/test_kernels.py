@@ -170,6 +170,29 @@ def test_adapted_layers_of_the_trunk_are_called(tiny, batch) -> None:
     assert (after - merged).abs().max() < 1e-4 * after.abs().max()
 
 
+def test_a_triton_that_cannot_run_is_told_and_left_out(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    pytest.importorskip("triton")
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(load("triton_pair"), "norm", fail)
+    monkeypatch.setattr(kernels.LOGGER, "propagate", True)
+    kernels.triton_works.cache_clear()
+    with caplog.at_level("WARNING"):
+        assert not kernels.triton_works(torch.device("cpu"))
+    assert "without its own kernels" in caplog.text
+    assert "Failed to find C compiler" in caplog.text
+    kernels.triton_works.cache_clear()
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_a_triton_that_runs_is_found() -> None:
+    kernels.triton_works.cache_clear()
+    assert kernels.triton_works(torch.device("cpu"))
+    kernels.triton_works.cache_clear()
+
+
 def test_settings_hold_for_a_block_only() -> None:
     assert not kernels.settings().reference
     with kernels.reference_kernels():

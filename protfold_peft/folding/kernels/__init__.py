@@ -9,10 +9,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+
+from protfold_peft.runtime import LOGGER
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,25 @@ def using(**changes: object) -> Iterator[None]:
         configure(**vars(before))
 
 
-def reference_kernels() -> object:
+def reference_kernels() -> AbstractContextManager[None]:
     """A context in which PyTorch's own operations do everything."""
     return using(reference=True)
 
 
 @functools.cache
-def has_triton() -> bool:
-    """Whether Triton can be imported."""
-    return importlib.util.find_spec("triton") is not None
+def triton_works(device: torch.device) -> bool:
+    """Whether a Triton kernel runs on a device: Triton may be absent, or lack the C compiler that it needs."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        from protfold_peft.folding.kernels.triton_pair import norm
+
+        x = torch.ones(1, 16, device=device)
+        norm(x, x[0], x[0], 1e-5, torch.bfloat16)
+    except Exception as error:  # whatever it is, PyTorch's own operations do not have it
+        LOGGER.warning("the folding trunk runs without its own kernels, more slowly: Triton says: %s", error)
+        return False
+    return True
 
 
 @functools.cache
@@ -85,6 +97,6 @@ def triton_runs(device: torch.device) -> bool:
         not _settings.reference
         and device.type == "cuda"
         and torch.version.hip is None
-        and has_triton()
         and torch.cuda.get_device_capability(device) >= (8, 0)
+        and triton_works(device)
     )

@@ -115,8 +115,7 @@ def _backward_queries(
     dq = tl.zeros([BM, D], tl.float32)
     keys = x + x_t
     for start in range(0, n, BN):
-        # Keys past the end are loaded as zeros, so whatever their scores are they add nothing finite to `dq`; the
-        # bound keeps what they multiply finite.
+        # Keys past the end have a bias of minus infinity, so no probability.
         j_in = start + c < n
         k = tl.load(keys + x_c, mask=j_in[:, None], other=0.0)
         v = tl.load(keys + x_t + x_c, mask=j_in[:, None], other=0.0)
