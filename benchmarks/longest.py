@@ -83,7 +83,7 @@ def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"cap": cap, "longest": estimate(peaks, weights, allowed, step), "measured": False}
     for cap in sorted(set(options.caps) - set(above)):
         allowed = (cap - options.reserve) * GIB
-        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), torch.cuda.current_device())
         start = time.perf_counter()
         trial = estimate(peaks, weights, allowed, step)
         gap = step

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import Browser
 
 # The models here are so small that a second thread only waits; also for the programs that tests start. Of several
 # workers, each has one core.
@@ -45,3 +47,11 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"PROTFOLD_TEST_DATA is {value}, which is not a folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    """A headless Chromium; tests that need it are skipped where there is none."""
+    started = Browser(tmp_path_factory.mktemp("browser"))
+    yield started
+    started.close()

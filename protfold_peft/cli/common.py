@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -160,8 +161,15 @@ def error_boundary(*, debug: bool = False) -> Iterator[None]:
         raise typer.Exit(SOME_FAILED) from error
     except typer.Exit:
         raise
+    except OSError as error:
+        # A full disk, a folder that cannot be written, a file that went away: the system's own words say what.
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        _leave(f"error: {where}{error.strerror or error}", COULD_NOT_RUN, error, debug)
     except Exception as error:
         text = f"error: unexpected {type(error).__name__}: {error} (--debug shows where)"
+        # As libraries in Rust, safetensors among them, tell of a full disk.
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            text = f"error: a file could not be written or read: {os.strerror(int(found[1]))}"
         _leave(text, COULD_NOT_RUN, error, debug)
 
 

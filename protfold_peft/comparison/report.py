@@ -23,7 +23,7 @@ from protfold_peft.comparison.results import EXPERIMENT, Results
 from protfold_peft.comparison.summary import TITLES
 from protfold_peft.comparison.tables import Table, Value, number, numeric, text, whole
 from protfold_peft.files import write_text
-from protfold_peft.pages import NO_VIEWER, fill, json_for_script, molstar, pack
+from protfold_peft.pages import NO_VIEWER, fill, json_for_script, molstar, pack, scrolled
 
 # More rows make a table that a browser sorts slowly; the CSV has them all.
 MAX_ROWS = 3_000
@@ -138,10 +138,11 @@ def table_html(table: Table) -> str:
     )
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
     note = f'<p class="muted">{escape(table.note)}</p>' if table.note else ""
-    return (
-        f'<div class="scroll"><table class="sortable" id="{table.name}"><caption>{escape(table.title)}</caption>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{note}"
+    element = (
+        f'<table class="sortable" id="{table.name}"><caption>{escape(table.title)}</caption>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
     )
+    return scrolled(element, table.title) + note
 
 
 def _cell(value: Value) -> str:

@@ -1,8 +1,9 @@
 """What the reports of all commands share: one HTML file that holds all it shows and asks no network for anything.
 
-A page is a template whose placeholders stand between two `@@`. `page.css` is the common style (light and dark),
-`page.js` the common script: small helpers, sorting of tables, and the 3D viewer Mol*, whose own script the package
-`ipymolstar` brings along. That script is stored once, compressed, and unpacked by the browser.
+A page is a template whose placeholders stand between two `@@`. `head.html` forbids the browser to ask for anything,
+`page.css` is the common style (light, dark, on a phone, on paper), `page.js` the common script: small helpers, sorting
+of tables, and the 3D viewer Mol*, whose own script the package `ipymolstar` brings along. That script is stored once,
+compressed, and unpacked by the browser.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import gzip
 import json
 from collections.abc import Mapping
 from functools import cache
+from html import escape
 from importlib import resources, util
 from pathlib import Path
 
@@ -20,14 +22,15 @@ NO_VIEWER = "The 3D viewer is missing: install the package ipymolstar 0.1 and ru
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """The template with its placeholders replaced: those of `values`, and the shared ones, `PAGE_CSS` and `PAGE_JS`.
+    """The template with its placeholders replaced: those of `values`, and what all pages share.
 
     One pass over the template, so that no text of a record is taken for a placeholder.
 
     Raises:
         KeyError: A placeholder without a value.
     """
-    values = {"PAGE_CSS": _file("page.css"), "PAGE_JS": _file("page.js"), **values}
+    shared = {"PAGE_HEAD": "head.html", "PAGE_CSS": "page.css", "PAGE_JS": "page.js"}
+    values = {**{name: _file(file).rstrip("\n") for name, file in shared.items()}, **values}
     parts = template.split("@@")
     return "".join(values[part] if number % 2 else part for number, part in enumerate(parts))
 
@@ -52,6 +55,16 @@ def pack(data: bytes) -> str:
 def _packed(path: Path) -> str:
     """A file of a package, which stays as it is: megabytes that every report of a process has."""
     return pack(path.read_bytes())
+
+
+def scrolled(table: str, name: str) -> str:
+    """A table that scrolls where it is too wide; the keyboard reaches it under its name.
+
+    Args:
+        table: Its element.
+        name: What it shows, as plain text.
+    """
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(name)}">{table}</div>'
 
 
 def json_for_script(content: object) -> str:

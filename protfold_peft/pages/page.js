@@ -18,6 +18,26 @@ function order(x, y, up) {
   return (up ? 1 : -1) * (typeof x === "number" ? x - y : x.localeCompare(y, "en", { numeric: true }));
 }
 
+// Let the titles of a table sort its rows, by what their cells hold: `data-value`, a number where the whole column has
+// numbers. The first click puts the largest number on top, and names in their order.
+function sortable(table) {
+  const [body] = table.tBodies;
+  const buttons = [...table.querySelectorAll("[data-column]")];
+  const text = (row, column) => row.cells[column].dataset.value;
+  for (const button of buttons) {
+    button.onclick = () => {
+      const column = Number(button.dataset.column);
+      const numeric = !button.closest("th").classList.contains("text");
+      const held = row => (numeric && text(row, column) !== "" ? Number(text(row, column)) : text(row, column));
+      const head = button.parentElement;
+      const up = head.ariaSort === null ? !numeric : head.ariaSort === "descending";
+      body.append(...[...body.rows].sort((a, b) => order(held(a), held(b), up)));
+      for (const other of buttons) other.parentElement.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    };
+  }
+}
+
 // Mol* in an element. It asks a model for its values and is told when they change; `show` takes the nodes below the
 // root of a MolViewSpec scene.
 function molstarViewer(element, packedScript) {
@@ -61,3 +81,6 @@ function molstarViewer(element, packedScript) {
     },
   };
 }
+
+// Paper cannot be clicked.
+addEventListener("beforeprint", () => { for (const each of document.querySelectorAll("details")) each.open = true; });

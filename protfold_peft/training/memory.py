@@ -219,7 +219,9 @@ def cap(device: torch.device, budget: int | None) -> None:
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         share = 1.0 if budget is None else min(1.0, max(0, budget - _CONTEXT) / total)
-        torch.cuda.set_per_process_memory_fraction(share, device)
+        # Unlike other functions, this one refuses a device without a number.
+        number = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.set_per_process_memory_fraction(share, number)
 
 
 def fit_memory(trainer: StructureTrainer, config: FinetuneConfig, longest: int) -> Plan | None:

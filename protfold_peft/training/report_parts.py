@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
+from protfold_peft.pages import scrolled
 from protfold_peft.pages.charts import Point, finite, line_chart, scatter_chart
 
 if TYPE_CHECKING:
@@ -106,9 +107,10 @@ def comparison(
             f'<tr data-measure="{measure.key}"><th scope="row">{escape(measure.title)}</th>{"".join(cells)}</tr>'
         )
     titles = "".join(f'<th scope="col">{title}</th>' for title in head)
-    return (
-        f'<div class="scroll"><table class="compared"><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    return scrolled(
+        f'<table class="compared"><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table>",
+        caption,
     )
 
 
@@ -141,10 +143,11 @@ def targets_table(targets: Sequence[TargetReport], shown: Collection[int]) -> st
             f'<tr data-target="{place}"><th scope="row" class="text" data-value="{escape(target.name)}">{name}</th>'
             f'<td data-value="{target.residues}">{target.residues}</td>{"".join(cells)}</tr>'
         )
-    return (
-        '<div class="scroll"><table id="targets"><caption>Every protein; a click on a title sorts</caption>'
+    return scrolled(
+        '<table id="targets"><caption>Every protein; a title sorts</caption>'
         f'<thead><tr><td colspan="2"></td>{groups}</tr><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"<tbody>{''.join(rows)}</tbody></table>",
+        "Every protein",
     )
 
 

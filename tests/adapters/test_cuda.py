@@ -23,7 +23,7 @@ def gradients(model, tokens):
 
 def assert_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
     """Equal but for the fp32 that transformers keeps in float64 models (rotations, root-mean-square norms, softmax)."""
-    assert (actual - expected).norm() <= 1e-5 * expected.norm()
+    assert (actual - expected).norm() <= 1e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from comparison.conftest import DOMAIN
 from html_pages import Page, check_asks_for_nothing_outside, in_browser
+from readable_pages import check_readable
 from typer.testing import CliRunner
 
 from protfold_peft import load_model, predict
@@ -254,3 +255,7 @@ def test_a_cell_of_other_settings_is_not_taken_for_done(swept: Path, config_file
     (swept / "cells" / "lora_r1_s0.failed.txt").unlink()
     assert "4 lorta_r2_s0" in protfold("compare", config, "--out", swept, "--list")
     assert set(SCORES) < set(MEASURES)
+
+
+def test_the_report_is_readable_on_a_phone_on_paper_and_by_keyboard(swept: Path, browser) -> None:
+    check_readable(swept / "report.html", browser, sorts="table.sortable [data-column='1']")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from html_pages import Page, check_asks_for_nothing_outside, in_browser, unpack
+from readable_pages import check_readable
 
 from protfold_peft import pages
 from protfold_peft.folding import report
@@ -116,3 +117,7 @@ def test_a_structure_that_is_gone_or_damaged_costs_only_itself(out):
     data = json.loads(Page((out / "report.html").read_text()).texts["data"])
     assert set(data["structures"]) == {"duo"}
     assert len(data["rows"]) == 2
+
+
+def test_the_page_is_readable_on_a_phone_on_paper_and_by_keyboard(out, browser):
+    check_readable(out / "report.html", browser, sorts="#head th:nth-child(3) button")

@@ -79,7 +79,8 @@ def test_results_agree_with_prediction_and_biotite(run: FinetuneResult, results,
             reference = structure_io.load_structure(two_stretches / f"{chain.name}.pdb", model=1)
             reference = reference[reference.atom_name == "CA"]
             subject = reference.copy()
-            subject.coord = predict(model, chain.sequence, recycles=0).structure.chains[0].atom_positions[:, 1]
+            # As in a file: of some hundred distances one on an edge would count.
+            subject.coord = predict(model, chain.sequence, recycles=0).structure.chains[0].atom_positions[:, 1].round(3)
             expected = results["per_target"][chain.name][which]["lddt_ca"]
             assert float(biotite.lddt(reference, subject)) == pytest.approx(expected, abs=2e-3), (which, chain.name)
 

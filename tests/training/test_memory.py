@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -21,6 +22,7 @@ from protfold_peft.training.made import made_batch
 from protfold_peft.training.memory import (
     Curve,
     Footprint,
+    cap,
     choose,
     measure_footprint,
     parse_budget,
@@ -279,6 +281,25 @@ def test_on_a_gpu_offloading_frees_the_inputs_of_blocks() -> None:
         peaks.append(peak_bytes(lambda: step(model, 256), device))
     # Eight pair states of 256 x 256 x 64 fp32 wait elsewhere, but for the one or two at hand.
     assert peaks[0] - peaks[1] > 5 * 256 * 256 * 64 * 4
+
+
+def test_a_gpu_may_be_named_without_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cuda` is what `auto` means, and PyTorch's own function takes only numbered devices."""
+    from torch.cuda._utils import _get_device_index
+
+    shares = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 * 2**30))
+    monkeypatch.setattr(
+        torch.cuda,
+        "set_per_process_memory_fraction",
+        lambda share, device: shares.append((share, _get_device_index(device))),
+    )
+    cap(torch.device("cuda"), None)
+    cap(torch.device("cuda:1"), 40 * 2**30)
+    assert shares[0] == (1.0, 0)
+    assert shares[1][1] == 1
+    assert 0.4 < shares[1][0] < 0.5
 
 
 def test_checkpointing_reaches_every_block() -> None:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 from html_pages import Page, check_asks_for_nothing_outside, in_browser, unpack
+from readable_pages import check_readable
 
 from protfold_peft import pages
 from protfold_peft.pages import charts
@@ -153,7 +154,7 @@ def test_mean_scores_are_those_given(full, written):
 
 
 def test_every_protein_has_its_row(full, written):
-    table = tables(written)["Every protein; a click on a title sorts"]
+    table = tables(written)["Every protein; a title sorts"]
     heads = ["".join(cell.itertext()) for cell in table.findall("thead/tr")[1]]
     assert heads == ["protein", "residues", *["base", "adapted", "difference"] * 5]
     lines = rows(table)
@@ -333,7 +334,7 @@ def test_a_large_run_is_cut_to_the_greatest_changes_and_says_so(full, tmp_path, 
     assert list(json.loads(Page(text).texts["data"])["structures"]) == [str(changes.index(max(changes)))]
     assert "1 of 4 structures are shown" in text
     assert "first 2 of 4 proteins" in text
-    assert len(rows(tables(text)["Every protein; a click on a title sorts"])) == 2
+    assert len(rows(tables(text)["Every protein; a title sorts"])) == 2
 
 
 def test_without_the_viewer_the_page_says_what_to_install(full, tmp_path, monkeypatch):
@@ -371,3 +372,8 @@ def test_a_browser_shows_an_empty_run_without_an_error(tmp_path):
     write_report(tmp_path / "report.html", EMPTY)
     _, seen = in_browser(tmp_path / "report.html", tmp_path)
     assert seen == []
+
+
+def test_the_page_is_readable_on_a_phone_on_paper_and_by_keyboard(full, tmp_path, browser):
+    write_report(tmp_path / "report.html", full)
+    check_readable(tmp_path / "report.html", browser, sorts='#targets [data-column="2"]')

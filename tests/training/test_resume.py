@@ -65,7 +65,7 @@ def test_kill_and_resume_gives_the_same_bits(settings, tmp_path: Path, changes: 
     log = tmp_path / "killed.partial" / output.METRICS
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         # Past the checkpoint of step 4, and before the end.
         while len(log.read_text().splitlines() if log.exists() else []) < 6:
             assert process.poll() is None, "the run ended before it was killed"

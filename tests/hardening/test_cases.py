@@ -1,0 +1,108 @@
+"""What damaged files brought to light, each kept as the smallest file that did."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import typer
+from adapter_methods import make_config
+from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
+from tiny_models import save_tiny_esm
+from transformers import EsmForMaskedLM
+from typer.testing import CliRunner
+
+from protfold_peft.adapters import load_adapter
+from protfold_peft.adapters.folders.info import adapter_info
+from protfold_peft.cli.common import error_boundary
+from protfold_peft.cli.main import app
+from protfold_peft.configuration import read_yaml
+from protfold_peft.errors import CheckpointError, ConfigError
+from protfold_peft.files import replacing
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return save_tiny_esm(tmp_path_factory.mktemp("base"))
+
+
+def saved(base: Path, folder: Path, settings, **changes: object) -> Path:
+    """An adapter whose configuration is changed after it was saved."""
+    get_peft_model(EsmForMaskedLM.from_pretrained(base), settings).save_pretrained(folder)
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def test_a_control_character_in_yaml_is_told_in_one_line(tmp_path):
+    """PyYAML's own message has two."""
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"out: a\x1ab\n")
+    with pytest.raises(ConfigError) as found:
+        read_yaml(path)
+    assert str(found.value).startswith(f"{path}: not valid YAML: unacceptable character #x001a")
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("changes", [{"dropout": None}, {"alpha": "x"}, {"taks_type": None}, {"layout": None}])
+def test_a_configuration_that_cannot_be_names_its_folder(base, tmp_path, changes):
+    """What was wrong was told, and not where."""
+    folder = saved(base, tmp_path / "adapter", make_config("lorta", target_modules=["query"]), **changes)
+    for read in (adapter_info, lambda path: load_adapter(EsmForMaskedLM.from_pretrained(base), path)):
+        with pytest.raises((ConfigError, CheckpointError), match=str(folder)) as found:
+            read(folder)
+        assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("changes", [{"lora_dropout": None}, {"target_modules": None}])
+def test_a_configuration_that_pefts_methods_cannot_use_is_our_error(base, tmp_path, changes):
+    """PEFT fails where it first uses the value, with TypeError or ValueError."""
+    folder = saved(base, tmp_path / "lora", LoraConfig(r=2, target_modules=["query"]), **changes)
+    if changes == {"target_modules": None}:
+        # Without targets PEFT looks up those of the model's type, and knows none for this name.
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"target_parameters": None}))
+    model = EsmForMaskedLM.from_pretrained(base)
+    model.config.model_type = "unheard-of"
+    with pytest.raises(CheckpointError, match=str(folder)):
+        load_adapter(model, folder)
+
+
+@pytest.mark.parametrize("command", ["init", "data"])
+def test_a_folder_where_nothing_can_be_made_is_told_by_the_systems_words(structures, command):
+    """Before, these were called unexpected errors."""
+    out = "/proc/nowhere/made"
+    words = {
+        "init": ["init", str(structures), "-o", out],
+        "data": ["data", "casp14", "--from", str(structures), "-o", out],
+    }
+    result = CliRunner().invoke(app, words[command])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("error: /proc/nowhere")
+    assert "unexpected" not in result.stderr
+
+
+def test_a_full_disk_as_rust_tells_it_is_told_as_such(capsys):
+    """Safetensors has an error of its own for it; before, that was called unexpected."""
+    with pytest.raises(typer.Exit) as left, error_boundary():
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert left.value.exit_code == 2
+    assert capsys.readouterr().err == "error: a file could not be written or read: No space left on device\n"
+
+
+def test_a_write_that_finds_the_disk_full_names_its_file(tmp_path):
+    """The system's own error of a write has no name in it."""
+
+    def write() -> None:
+        with replacing(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left") as found:
+        write()
+    assert found.value.filename == str(tmp_path / "a.txt")
+    assert list(tmp_path.iterdir()) == []
