@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,6 +73,41 @@ def check(kind: type[Config], data: Mapping[str, Any], places: Mapping[Key, str]
         place = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), source)
         more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
         raise ConfigError(f"{place}: {_describe(kind, key, first)}{more}") from error
+
+
+def check_unchanged(old: BaseModel, new: BaseModel, free: Collection[Key], working: Path) -> None:
+    """Check that a run goes on with the settings it began with.
+
+    Args:
+        old: The settings it began with.
+        new: Those it is asked to go on with.
+        free: Keys that may differ.
+        working: The folder of the run.
+
+    Raises:
+        ConfigError: Another key differs.
+    """
+    changed = [
+        f"{'.'.join(key)} was {was!r} and is {value!r}"
+        for key, was, value in _differences(old.model_dump(), new.model_dump())
+        if key not in free
+    ]
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"{working}: {changed[0]}{more}: resume with the settings of the run, or start anew with --overwrite"
+        )
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: Key = ()) -> list[tuple[Key, Any, Any]]:
+    found: list[tuple[Key, Any, Any]] = []
+    for name in {**old, **new}:
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += _differences(a, b, (*prefix, name))
+        elif a != b:
+            found.append(((*prefix, name), a, b))
+    return found
 
 
 def _describe(kind: type[BaseModel], key: Key, mistake: Any) -> str:

@@ -173,7 +173,10 @@ def check_classify(config: ClassifyConfig) -> None:
         ConfigError: A key that the GLUE task sets, or a range that is none.
     """
     data = config.data
-    if data.glue and (given := sorted({"problem", "text", "text_pair", "label", "labels"} & data.model_fields_set)):
+    # The file of a finished run has every key, these with their defaults.
+    names = ("label", "labels", "problem", "text", "text_pair")
+    given = [name for name in names if getattr(data, name) != type(data).model_fields[name].default]
+    if data.glue and given:
         raise ConfigError(f"data.{given[0]}: data.glue={data.glue} sets it; leave it out")
     if data.label_range and (len(data.label_range) != 2 or data.label_range[0] >= data.label_range[1]):
         raise ConfigError("data.label_range: give the least and the largest value, as in [0, 5]")

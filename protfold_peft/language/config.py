@@ -195,7 +195,7 @@ class TrainingConfig(_Group):
     @model_validator(mode="after")
     def _one_length(self) -> TrainingConfig:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either steps or epochs")
+            raise ValueError("give either steps or epochs, and set the other to null")
         return self
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional
 from protfold_peft.adapters import load_fitting_adapter
 from protfold_peft.adapters.named import FULL
 from protfold_peft.language.adapter import make_config, without_adapter
-from protfold_peft.language.config import DpoConfig
+from protfold_peft.language.config import DpoConfig, ModelConfig
+from protfold_peft.language.models import load_model
 from protfold_peft.language.records import Record, convert
 from protfold_peft.language.sft import TextTask, trainable_in_fp32
 from protfold_peft.language.task import FactorRates, Samples, batches, make_arguments
@@ -71,8 +72,12 @@ class PreferenceOptimization(TextTask[DpoConfig]):
             )
         )
 
-    def restore_reference(self, trainer: Any, start: str | None) -> None:
-        """TRL has made a copy of the trained adapter the reference; it was the base model, or the adapter `start`."""
+    def restore_reference(self, trainer: Any, start: str | None, base: ModelConfig | None) -> None:
+        """TRL has made a copy of what is trained the reference; it was the base model, or the adapter `start`."""
+        if base is not None:
+            device = trainer.args.device
+            weights = load_model(base, self.auto_class, device).state_dict()
+            trainer.accelerator.unwrap_model(trainer.ref_model).load_state_dict(weights)
         if "ref" in getattr(trainer.model, "peft_config", {}):
             trainer.model.delete_adapter("ref")
             if start is not None:
@@ -95,7 +100,7 @@ class PreferenceOptimization(TextTask[DpoConfig]):
             with without_adapter(model) if base else nullcontext(), trainer.accelerator.autocast():
                 chosen, rejected = answer_log_probabilities(model, batch).chunk(2)
             with trainer.accelerator.autocast():
-                reference = trainer.compute_ref_log_probs(trainer.model, batch)
+                reference = trainer.compute_ref_log_probs(trainer.ref_model or trainer.model, batch)
             likelihoods.append(chosen - rejected)
             gains.append(chosen - rejected - (reference[0] - reference[1]))
         gain, likelihood = torch.cat(gains).double(), torch.cat(likelihoods)

@@ -89,7 +89,8 @@ def evaluate(
     folder = Path(folder)
     config, results = read_run(folder)
     full = config.adapter.method == FULL and config.adapter.start is None
-    changes: dict[str, Any] = {"name": str(folder) if full else model or config.model.name}
+    base = config.model.model_copy(update={"name": model or config.model.name})
+    changes: dict[str, Any] = {"name": str(folder) if full else base.name}
     if device is not None:
         changes["device"] = device
     if full:
@@ -120,7 +121,7 @@ def evaluate(
             config, target, Path(scratch), task.size(samples), validated=False, metric=(task.metric, True)
         )
         trainer = task.trainer(base_model, arguments | {"save_strategy": "no"}, samples, samples)
-        task.restore_reference(trainer, start)
+        task.restore_reference(trainer, start, base if full else None)
     return Evaluation(
         task=config.task,  # type: ignore[attr-defined]
         metric=task.metric,

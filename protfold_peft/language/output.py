@@ -10,8 +10,14 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from protfold_peft.configuration import check, check_unchanged, read_yaml
 from protfold_peft.errors import ConfigError
+from protfold_peft.files import write_text
+from protfold_peft.language.config import RunConfig
 from protfold_peft.training import checkpoints
 from protfold_peft.training.folders import put_in_place, working_folder
 
@@ -21,21 +27,30 @@ RESULTS = "results.json"
 CARD = "README.md"
 # A folder counts as an adapter or a model once it has one of these, so they go first and come last.
 _LAST = ("adapter_config.json", "config.json")
+# Settings that a run may go on with otherwise than it began.
+_FREE = {
+    ("out",), ("model", "device"), ("training", "eval_batch_size"), ("training", "log_every"),
+    ("training", "save_every"), ("training", "accumulate"),
+}  # fmt: skip
 
 
-def make_working_folder(out: Path, *, resume: bool) -> tuple[Path, str | None]:
+def make_working_folder(out: Path, config: RunConfig, *, resume: bool) -> tuple[Path, str | None]:
     """The working folder for `out`, and the newest checkpoint that is whole, to go on from.
 
-    Without `resume`, what a run left there that did not finish is removed.
+    Without `resume` it holds nothing but the configuration, and what an unfinished run has left there is removed.
 
     Raises:
-        ConfigError: It cannot be made, holds what no run has written, or has no whole checkpoint to resume from.
+        ConfigError: It cannot be made, holds what no run has written, or has no whole checkpoint to resume from, or
+            the run was of other settings.
     """
     working = working_folder(out)
     if resume:
         last = checkpoints.newest(working)
         if last is None:
             raise ConfigError(f"{working} has no whole checkpoint to resume from (training.save_every makes them)")
+        before, _ = read_yaml(working / CONFIG)
+        free = _FREE | ({("training", "steps")} if config.training.schedule == "constant" else set())
+        check_unchanged(check(type(config), before, {}, str(working / CONFIG)), config, free, working)
         return working, str(last)
     try:
         if working.is_dir():
@@ -44,9 +59,17 @@ def make_working_folder(out: Path, *, resume: bool) -> tuple[Path, str | None]:
                 raise ConfigError(f"{working} holds '{strangers[0]}', which no run has written: move it away")
             shutil.rmtree(working)
         working.mkdir(parents=True)
+        write_text(working / CONFIG, config_yaml(config))
     except OSError as error:
         raise ConfigError(f"{working}: cannot be made: {error.strerror or error}") from error
     return working, None
+
+
+def config_yaml(config: RunConfig) -> str:
+    """Every setting of the run, in the form that `protfold lm` reads, but for the output folder."""
+    content: dict[str, Any] = {**config.model_dump(), "out": None}
+    # The task comes first, so that a reader of the file knows what it is for.
+    return yaml.safe_dump({"task": content.pop("task"), **content}, sort_keys=False)
 
 
 def _is_ours(path: Path) -> bool:

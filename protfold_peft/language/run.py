@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import PrinterCallback
 from transformers import ProgressCallback as BarOfTransformers
 
@@ -108,7 +107,7 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> 
 
     Args:
         config: The run; `config.out` must be set.
-        overwrite: Replace the results that `config.out` holds.
+        overwrite: Replace the results that `config.out` holds, and an unfinished run.
         resume: Go on from the last checkpoint of a run for the same folder that was interrupted.
 
     Raises:
@@ -123,7 +122,7 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> 
         raise ConfigError("no output folder: give --out, or the key 'out' in the configuration")
     device = device_of(config.model)
     out = Path(config.out)
-    folders.check_free(out, overwrite=overwrite)
+    folders.check_free(out, overwrite=overwrite, resume=resume)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seed = config.training.seed
@@ -134,7 +133,7 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> 
     model = task.load_model(device)
     task.check_length(model)
 
-    working, checkpoint = _working_folder(out, resume=resume, cpu=device.type == "cpu")
+    working, checkpoint = _working_folder(out, config, resume=resume, cpu=device.type == "cpu")
     metric = (task.metric, task.greater_is_better)
     arguments = trainer_arguments(
         config, device, working, task.size(train), validated=validation is not None, metric=metric
@@ -202,15 +201,15 @@ def held_out_records(task: Task[Any]) -> list[Record] | None:
     return split_off(task.read(train), fraction, task.config.training.seed)[1]
 
 
-def _working_folder(out: Path, *, resume: bool, cpu: bool) -> tuple[Path, str | None]:
+def _working_folder(out: Path, config: RunConfig, *, resume: bool, cpu: bool) -> tuple[Path, str | None]:
     """On several processes the first one makes it, before any other looks."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return output.make_working_folder(out, resume=resume)
+        return output.make_working_folder(out, config, resume=resume)
     from accelerate import PartialState
 
     state = PartialState(cpu=cpu)
     if state.is_main_process or resume:
-        found = output.make_working_folder(out, resume=resume)
+        found = output.make_working_folder(out, config, resume=resume)
     else:
         found = folders.working_folder(out), None
     state.wait_for_everyone()
@@ -251,9 +250,7 @@ def _save(model: Any, task: Task[Any], config: RunConfig, result: RunResult, wor
         settings.base_model_name_or_path = config.model.name
         # "auto" would ask the hub about the base model's vocabulary.
         model.save_pretrained(str(working), selected_adapters=["default"], save_embedding_layers=False)
-    content: dict[str, Any] = {**config.model_dump(), "out": None}
-    # The task comes first, so that a reader of the file knows what it is for.
-    write_text(working / output.CONFIG, yaml.safe_dump({"task": content.pop("task"), **content}, sort_keys=False))
+    write_text(working / output.CONFIG, output.config_yaml(config))
     results = {key: value for key, value in asdict(result).items() if key != "out"}
     write_text(working / output.RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
     write_text(working / output.CARD, model_card(config, result))

@@ -18,7 +18,7 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM
 
 from protfold_peft.adapters import TensorPeftType, collapsed, load_fitting_adapter
-from protfold_peft.errors import CheckpointError, ConfigError, DataError
+from protfold_peft.errors import ConfigError, DataError
 from protfold_peft.files import write_text
 from protfold_peft.language.config import ModelConfig
 from protfold_peft.language.models import device_of, load_model, load_tokenizer, longest_input
@@ -136,6 +136,8 @@ def _request(place: str, number: int, line: str, tokenizer: Any, max_new_tokens:
         adapter, length = values.get("adapter"), values.get("max_new_tokens", max_new_tokens)
         if adapter is not None and not isinstance(adapter, str):
             raise DataError(f"{place}: 'adapter' is the folder of an adapter, or null")
+        if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+            raise DataError(f"{place}: '{adapter}' is not the folder of an adapter: it has no adapter_config.json")
         if type(length) is not int or length < 1:
             raise DataError(f"{place}: max_new_tokens={length!r} is no number of tokens")
         return Request(number, name, _tokens(Record(values, place), tokenizer), adapter, length)
@@ -176,8 +178,6 @@ def _bounded(request: Request, limit: int | None) -> Request:
 def _with_adapters(network: Any, names: dict[str, str]) -> Any:
     kinds: dict[str, str] = {}
     for folder in names:
-        if not (Path(folder) / "adapter_config.json").is_file():
-            raise CheckpointError(f"adapter '{folder}' is not the folder of an adapter: it has no adapter_config.json")
         kind = PeftConfig.from_pretrained(folder).peft_type
         kinds[getattr(kind, "value", str(kind))] = folder
         if getattr(kind, "value", str(kind)) not in _CAN_MIX:

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 
 from protfold_peft.errors import ConfigError, DataError
 from protfold_peft.language.adapter import param_groups
-from protfold_peft.language.config import RunConfig, TrainingConfig
+from protfold_peft.language.config import ModelConfig, RunConfig, TrainingConfig
 from protfold_peft.language.models import is_bf16, load_model, longest_input
 from protfold_peft.language.records import Record, read_records
 from protfold_peft.runtime import LOGGER
@@ -108,12 +108,13 @@ class Task(ABC, Generic[Config]):
     def score(self, trainer: Any, *, base: bool = False) -> dict[str, float]:
         """The scores of the Trainer's validation samples, of the base model or of the adapted one."""
 
-    def restore_reference(self, trainer: Any, start: str | None) -> None:
-        """For the evaluation of an adapter that is trained already: what it was compared with in its training.
+    def restore_reference(self, trainer: Any, start: str | None, base: ModelConfig | None) -> None:
+        """For the evaluation of what is trained already: what it was compared with in its training.
 
         Args:
-            trainer: Holds the trained adapter.
+            trainer: Holds the trained adapter or model.
             start: The adapter that the run went on from.
+            base: The model that was trained in full; None if an adapter was.
         """
 
     def facts(self) -> dict[str, Any]:

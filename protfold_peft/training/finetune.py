@@ -24,7 +24,7 @@ from protfold_peft.data import (
 )
 from protfold_peft.errors import ConfigError
 from protfold_peft.runtime import LOGGER, peak_memory, progress_bar, resolve_device
-from protfold_peft.training import checkpoints, memory, output, predictions, weights
+from protfold_peft.training import checkpoints, folders, memory, output, predictions, weights
 from protfold_peft.training.callbacks import (
     BadGradientCallback,
     CsvFile,
@@ -83,7 +83,7 @@ def finetune(
     main = PartialState().is_main_process
     before = output.unfinished(out, config) if resume else None
     if main:
-        output.check_free(out, overwrite=overwrite, resume=resume)
+        folders.check_free(out, overwrite=overwrite, resume=resume)
     data = read_run_chains(config) if chains is None else chains
     if main and before is None:
         output.make_working_folder(out, config)

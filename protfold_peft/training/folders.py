@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from protfold_peft.errors import ConfigError
+from protfold_peft.training import checkpoints
 
 
 def working_folder(out: Path) -> Path:
@@ -19,18 +20,24 @@ def working_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def check_free(out: Path, *, overwrite: bool) -> None:
+def check_free(out: Path, *, overwrite: bool, resume: bool = False) -> None:
     """Check that results may go to `out`; to be called before anything is computed.
 
     Raises:
-        ConfigError: `out` has something in it and `overwrite` is not set, or it is a file.
+        ConfigError: `out` has something in it, or an unfinished run has checkpoints, and `overwrite` is not set; or
+            `out` is a file.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: name a folder for the results with --out")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    if overwrite:
+        return
+    if out.is_dir() and any(out.iterdir()):
         raise ConfigError(
             f"{out} is not empty: name another folder with --out, or replace its results with --overwrite"
         )
+    unfinished = checkpoints.newest(working_folder(out))
+    if unfinished is not None and not resume:
+        raise ConfigError(f"{unfinished} is of an unfinished run: go on with --resume, or start anew with --overwrite")
 
 
 def put_in_place(working: Path, out: Path, names: Sequence[str], replaced: Iterable[str]) -> None:

@@ -11,15 +11,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from protfold_peft.configuration import check
+from protfold_peft.configuration import check, check_unchanged
 from protfold_peft.errors import ConfigError
 from protfold_peft.files import write_text
 from protfold_peft.folding.masked_lm import HEAD_FILE
-from protfold_peft.training import checkpoints, folders
+from protfold_peft.training import checkpoints
 from protfold_peft.training.config import FinetuneConfig
 from protfold_peft.training.folders import put_in_place, working_folder
 from protfold_peft.version import __version__
@@ -52,19 +51,6 @@ _FREE = {
 }  # fmt: skip
 
 
-def check_free(out: Path, *, overwrite: bool, resume: bool = False) -> None:
-    """Check that results may go to `out`; to be called before anything is computed.
-
-    Raises:
-        ConfigError: `out` has something in it, or an unfinished run has checkpoints, and `overwrite` is not set; or
-            `out` is a file.
-    """
-    folders.check_free(out, overwrite=overwrite)
-    unfinished = checkpoints.newest(working_folder(out))
-    if unfinished is not None and not resume and not overwrite:
-        raise ConfigError(f"{unfinished} is of an unfinished run: go on with --resume, or start anew with --overwrite")
-
-
 def make_working_folder(out: Path, config: FinetuneConfig) -> Path:
     """The working folder for `out`, with nothing in it but the configuration."""
     working = working_folder(out)
@@ -95,28 +81,8 @@ def unfinished(out: Path, config: FinetuneConfig) -> Path | None:
     settings = check(FinetuneConfig, before, {}, str(working / CONFIG))
     # With a constant learning rate the steps so far do not depend on how many are to come.
     free = _FREE | ({("training", "steps")} if config.training.schedule == "constant" else set())
-    changed = [
-        f"{'.'.join(key)} was {old!r} and is {new!r}"
-        for key, old, new in _differences(settings.model_dump(), config.model_dump())
-        if key not in free
-    ]
-    if changed:
-        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        raise ConfigError(
-            f"{working}: {changed[0]}{more}: resume with the settings of the run, or start anew with --overwrite"
-        )
+    check_unchanged(settings, config, free, working)
     return working
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> list[Any]:
-    found: list[Any] = []
-    for name in {**old, **new}:
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += _differences(a, b, (*prefix, name))
-        elif a != b:
-            found.append(((*prefix, name), a, b))
-    return found
 
 
 def publish(working: Path, out: Path) -> None:

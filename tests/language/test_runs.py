@@ -168,9 +168,12 @@ def test_a_chat_template_writes_prompts_and_the_loss_counts_answers_alone(settin
     ]
 
 
-def test_the_reference_of_preferences_is_the_base_model(settings, llama, tmp_path):
+@pytest.mark.parametrize("method", ["lorta", "full"])
+def test_the_reference_of_preferences_is_the_base_model(settings, llama, tmp_path, method):
     """The reported margin is beta times the gain over the plain base model, worked out from two separate models."""
-    found = language.run(configured("dpo", settings("dpo", training={"beta": 0.2, "keep_best": False})))
+    rank = {"rank": 3 if method == "lorta" else None}
+    training = {"beta": 0.2, "keep_best": False, "learning_rate": 0.1 if method == "lorta" else 3e-3}
+    found = language.run(configured("dpo", settings("dpo", method=method, adapter=rank, training=training)))
     assert found.base["reward_accuracy"] == 0.5
     assert found.base["reward_margin"] == pytest.approx(0, abs=1e-5)
     assert found.base["loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -178,7 +181,10 @@ def test_the_reference_of_preferences_is_the_base_model(settings, llama, tmp_pat
 
     tokenizer = AutoTokenizer.from_pretrained(llama)
     base = AutoModelForCausalLM.from_pretrained(llama).eval()
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), tmp_path / "out").eval()
+    if method == "full":
+        adapted = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    else:
+        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), tmp_path / "out").eval()
 
     def log_probability(model, prompt: str, answer: str) -> float:
         start = tokenizer(prompt).input_ids
@@ -197,6 +203,8 @@ def test_the_reference_of_preferences_is_the_base_model(settings, llama, tmp_pat
     assert found.adapted["reward_margin"] == pytest.approx(0.2 * np.mean(gains), abs=1e-3)
     expected = np.mean(np.log1p(np.exp(-0.2 * np.array(gains))))
     assert found.adapted["loss"] == pytest.approx(expected, abs=1e-3)
+    again = language.evaluate(tmp_path / "out")
+    assert again.adapted == pytest.approx(found.adapted, abs=1e-5)
 
 
 def test_preferences_go_on_from_an_instructed_adapter_which_is_the_reference(settings, lm, tmp_path):
@@ -227,6 +235,12 @@ def test_a_resumed_run_ends_as_a_whole_one(settings, lm, tmp_path, monkeypatch, 
     half = tmp_path / "cut.partial" / "checkpoint-9"
     half.mkdir()
     (half / "trainer_state.json").write_text('{"global_step": 9')
+    unasked = lm(task, config, "--out", tmp_path / "cut")
+    assert unasked.exit_code == 2
+    assert "checkpoint-8 is of an unfinished run: go on with --resume, or start anew" in unasked.stderr
+    other = lm(task, config, "training.batch_size=2", "--out", tmp_path / "cut", "--resume")
+    assert other.exit_code == 2
+    assert "training.batch_size was 4 and is 2: resume with the settings of the run" in other.stderr
     resumed = lm(task, config, "--out", tmp_path / "cut", "--resume")
     assert resumed.exit_code == 0, resumed.stderr
     assert_same(adapter_of(tmp_path / "cut"), adapter_of(tmp_path / "whole"))
@@ -266,6 +280,7 @@ def test_regression_and_its_range(settings, tmp_path, write):
     found = language.run(configured("classify", settings("classify", data=data)))
     assert set(found.adapted) == {"pearson", "spearman"}
     assert found.majority is None
+    assert language.evaluate(tmp_path / "out").adapted == pytest.approx(found.adapted, abs=1e-5)
     write("pairs.csv", "a,b,1.0\nc,d,5.5\n")
     with pytest.raises(language.run.__globals__["ProtfoldError"], match=r"pairs.csv, line 2: .*from 0 to 5"):
         language.run(configured("classify", settings("classify", data=data)), overwrite=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from protfold_peft.errors import ConfigError
-from protfold_peft.training import FinetuneConfig, output, read_config
+from protfold_peft.training import FinetuneConfig, folders, output, read_config
 
 CONFIG = FinetuneConfig()
 
@@ -19,7 +19,7 @@ def fill(working: Path, text: str) -> None:
 
 def prepared(out: Path) -> Path:
     """The working folder of a run that may overwrite."""
-    output.check_free(out, overwrite=True)
+    folders.check_free(out, overwrite=True)
     return output.make_working_folder(out, CONFIG)
 
 
@@ -37,13 +37,13 @@ def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for usable in ("empty", "absent"):
-        output.check_free(tmp_path / usable, overwrite=False)
+        folders.check_free(tmp_path / usable, overwrite=False)
     (tmp_path / "empty").rmdir()
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match=r"is not empty: name another folder with --out, or .* --overwrite"):
-        output.check_free(tmp_path, overwrite=False)
+        folders.check_free(tmp_path, overwrite=False)
     with pytest.raises(ConfigError, match=r"thesis.tex is a file"):
-        output.check_free(tmp_path / "thesis.tex", overwrite=True)
+        folders.check_free(tmp_path / "thesis.tex", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

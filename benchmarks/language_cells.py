@@ -1,0 +1,380 @@
+"""The runs of `benchmarks/language.py`: data and encoders are prepared once, then every cell is one run of a method.
+
+A cell is a setting (part, method, budget) with a learning rate and a seed. It trains with `protfold_peft.language.run`,
+is judged on held-out lines that serve to choose the rate, and then, with `evaluate`, on the test records.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import RobertaProcessing
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    EsmConfig,
+    EsmTokenizer,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
+from transformers.models.esm.configuration_esm import get_default_vocab_list
+
+from protfold_peft.configuration import check
+from protfold_peft.errors import NonFiniteError
+from protfold_peft.files import replacing_folder
+from protfold_peft.language import evaluate
+from protfold_peft.language import run as run_task
+from protfold_peft.language.config import CONFIGS
+
+PARTS = ("sft", "dpo", "sst2", "cola", "esm")
+METHODS = ("full", "peft_lora", "lorta", "lotr", "tenslora", "tera", "tensor_train")
+# The score of each part, and whether more of it is better.
+SCORES = {
+    "sft": ("perplexity", False),
+    "dpo": ("reward_accuracy", True),
+    "sst2": ("accuracy", True),
+    "cola": ("matthews", True),
+    "esm": ("perplexity", False),
+}
+# What LoRA of ranks 1, 2 and 4 has in `sft`, 2 in `dpo`, and 1 in the others; the ranks at which the others have
+# about as many parameters. TeRA has at most 2,240 in the first two: one vector for each whole axis.
+BUDGETS = {"sft": (2_240, 4_480, 8_960), "dpo": (4_480,), "sst2": (4_096,), "cola": (4_096,), "esm": (3_072,)}
+RANKS = {
+    2_240: {"peft_lora": 1, "lorta": 24, "lotr": 6, "tensor_train": 7, "tera": 64},
+    4_480: {"peft_lora": 2, "lorta": 48, "lotr": 10, "tensor_train": 11},
+    8_960: {"peft_lora": 4, "lorta": 96, "lotr": 16, "tensor_train": 18},
+    4_096: {"peft_lora": 1, "lorta": 24, "lotr": 10, "tensor_train": 12, "tera": 128},
+    3_072: {"peft_lora": 1, "lorta": 23, "lotr": 9, "tensor_train": 11, "tera": 96},
+}
+# Where the search for a learning rate starts, as halves of a decade: -4 is 10 ** -2.
+GUESSES = {"full": -6, "peft_lora": -3, "lorta": -3, "lotr": -4, "tenslora": -3, "tera": -2, "tensor_train": -4}
+STEPS = {"sft": 150, "dpo": 40, "sst2": 200, "cola": 200, "esm": 60}
+BATCH = {"sft": 4, "dpo": 8, "sst2": 16, "cola": 16, "esm": 8}
+PRETRAINING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "text": (
+        {"train": "text.txt", "max_length": 64, "mask_fraction": 0.3},
+        {"steps": 1000, "batch_size": 32, "learning_rate": 2e-3},
+    ),
+    "esm": ({"train": "pretrain.fasta", "max_length": 300}, {"steps": 800, "batch_size": 8, "learning_rate": 1e-3}),
+}
+TEST_LINES, TUNE_LINES, TRAIN_LINES, PAIRS = 120, 60, 1000, 800
+HEAD_RATE = 3e-3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method at a number of parameters; `budget` is 0 where all weights are trained."""
+
+    part: str
+    method: str
+    budget: int
+
+    @property
+    def adapter(self) -> dict[str, Any]:
+        """The group `adapter` of the configuration."""
+        found: dict[str, Any] = {"method": self.method, "rank": RANKS.get(self.budget, {}).get(self.method)}
+        if self.method in ("full", "peft_lora"):
+            return found
+        found["init"] = "rank_stable"
+        if self.method == "tenslora":
+            return found | {"rank": 8, "options": {"budget": self.budget}}
+        if self.method == "tera":
+            return found | {"options": {"axis_factors": 1}}
+        return found | {"alpha": 8.0}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a setting, a learning rate as halves of a decade, and a seed."""
+
+    setting: Setting
+    place: int
+    seed: int
+
+    @property
+    def rate(self) -> float:
+        return float(f"{10 ** (self.place / 2):.0e}")
+
+    def file(self, out: Path) -> Path:
+        """Where its row is."""
+        own = self.setting
+        return out / "cells" / f"{own.part}-{own.method}-{own.budget}-{self.rate:g}-{self.seed}.json"
+
+
+def settings(parts: Sequence[str], methods: Sequence[str]) -> list[Setting]:
+    """All that are asked for, LoRA before the others."""
+    found = []
+    for part in parts:
+        for budget in BUDGETS[part]:
+            found += [Setting(part, method, budget) for method in (*RANKS[budget], "tenslora")]
+        if part == "dpo":
+            found.append(Setting(part, "tera", BUDGETS["sft"][0]))
+        found.append(Setting(part, "full", 0))
+    return [setting for setting in found if setting.method in methods]
+
+
+def run_cell(cell: Cell, out: Path, data: Path, scratch: Path) -> dict[str, Any]:
+    """Train, and score on the lines for choosing and on the test records."""
+    setting, start = cell.setting, time.process_time()
+    score = SCORES[setting.part][0]
+    row = {"part": setting.part, "method": setting.method, "budget": setting.budget, "rate": cell.rate}
+    row |= {"seed": cell.seed, "rank": setting.adapter["rank"], "steps": STEPS[setting.part]}
+    training = {"steps": STEPS[setting.part], "batch_size": BATCH[setting.part], "learning_rate": cell.rate}
+    training |= {"seed": cell.seed, "keep_best": False}
+    if setting.part in ("sst2", "cola") and setting.method != "full":
+        training["head_learning_rate"] = HEAD_RATE
+    model, records = inputs(setting.part, out, data)
+    task = {"sst2": "classify", "cola": "classify", "esm": "mlm"}.get(setting.part, setting.part)
+    try:
+        found = run(
+            task, scratch / "run", model={"name": str(model)}, adapter=setting.adapter, data=records, training=training
+        )
+    except NonFiniteError:
+        return row | {"tune": None, "seconds": time.process_time() - start}
+    tests = {"esm": "esm/test.fasta", "dpo": "dpo/test.jsonl", "sft": "sft/test.txt"}
+    test = out / "data" / tests.get(setting.part, f"{setting.part}/test.tsv")
+    scores = evaluate(scratch / "run", str(test))
+    row |= {
+        "parameters": found.trainable_parameters - found.head_parameters,
+        "tune": found.adapted[score],
+        # A classifier's head is untrained before, and of a model that is trained in full the first is gone.
+        "before": (scores.majority or scores.base or {}).get(score),
+        "after": scores.adapted[score],
+        "scores": dict(scores.adapted),
+        "base": dict(scores.base or {}),
+    }
+    if setting.part == "dpo" and setting.method != "full" and cell.seed:
+        row["margin_by_hand"] = margin_by_hand(model, scratch / "run", test)
+    return row | {"seconds": time.process_time() - start}
+
+
+def inputs(part: str, out: Path, data: Path) -> tuple[Path, dict[str, Any]]:
+    """The model, and the group `data` of the configuration, of a part."""
+    own = out / "data" / part
+    if part == "sft":
+        records = {"train": "train.txt", "validation": "tune.txt", "separator": "||", "max_length": 400}
+    elif part == "dpo":
+        records = {"train": "train.jsonl", "validation": "tune.jsonl", "max_length": 400}
+    elif part == "esm":
+        records = {"train": "train.fasta", "validation": "tune.fasta", "max_length": 300, "too_long": "truncate"}
+    else:
+        records = {"glue": part, "train": "train.tsv", "validation": "tune.tsv"}
+        records |= {"max_length": 64, "too_long": "truncate"}
+    records = records | {name: str(own / records[name]) for name in ("train", "validation")}
+    models = {"sft": data / "language/stories260K", "dpo": data / "language/stories260K"}
+    models |= {"esm": out / "data/esm/encoder"}
+    return models.get(part, out / "data/text/encoder"), records
+
+
+def run(task: str, folder: Path, **groups: dict[str, Any]) -> Any:
+    """One run of `protfold lm TASK --out FOLDER`."""
+    groups["model"] = {"device": "cpu", **groups["model"]}
+    groups["training"] = {"log_every": 50, "eval_every": 10**6, **groups["training"]}
+    config = check(CONFIGS[task], {"task": task, "out": str(folder), **groups}, {}, "the benchmark")
+    return run_task(config, overwrite=True)
+
+
+def margin_by_hand(model: Path, adapter: Path, pairs: Path) -> float:
+    """The mean of beta times (gain of the chosen minus gain of the rejected answer) over an untouched base model.
+
+    With two models from their files, one pair at a time: neither TRL nor our code takes part.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    reference = AutoModelForCausalLM.from_pretrained(model).eval()
+    policy = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter).eval()
+
+    def likelihood(network: Any, prompt: list[int], answer: list[int]) -> float:
+        tokens = torch.tensor([prompt + answer])
+        surprise = network(input_ids=tokens).logits[0, :-1].log_softmax(-1)
+        return surprise.gather(1, tokens[0, 1:, None])[len(prompt) - 1 :].double().sum().item()
+
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for line in pairs.read_text(encoding="utf-8").splitlines():
+            pair = json.loads(line)
+            prompt = tokenizer(pair["prompt"]).input_ids
+            for name, sign in (("chosen", 1), ("rejected", -1)):
+                answer = [*tokenizer(pair["prompt"] + pair[name]).input_ids[len(prompt) :], tokenizer.eos_token_id]
+                total += sign * (likelihood(policy, prompt, answer) - likelihood(reference, prompt, answer))
+            count += 1
+    return 0.1 * total / count
+
+
+def prepare(part: str, out: Path, data: Path) -> None:
+    """Write the records of a part, and an untrained encoder, unless that is done."""
+    makers = {"sft": prepare_sft, "dpo": prepare_dpo, "esm": prepare_esm, "text": prepare_text}
+    folder = out / "data" / part
+    if not folder.exists():
+        with replacing_folder(folder) as partial:
+            makers.get(part, prepare_glue)(part, partial, data)
+    if part in ("sst2", "cola"):
+        prepare("text", out, data)
+
+
+def encoder_of(part: str) -> str | None:
+    """The encoder that a part adapts; those of the story teller have none."""
+    return {"sst2": "text", "cola": "text", "esm": "esm"}.get(part)
+
+
+def has_encoder(kind: str, out: Path) -> bool:
+    return (out / "data" / kind / "encoder").exists()
+
+
+def pretrain(kind: str, out: Path) -> None:
+    """`protfold lm mlm` on all weights of an encoder."""
+    folder = out / "data" / kind
+    data, training = PRETRAINING[kind]
+    run(
+        "mlm",
+        folder / "encoder",
+        model={"name": str(folder / "untrained")},
+        adapter={"method": "full", "rank": None},
+        data={"validation_fraction": 0.02, "too_long": "truncate", **data, "train": str(folder / data["train"])},
+        training=training | {"keep_best": False},
+    )
+
+
+def prepare_sft(part: str, folder: Path, data: Path) -> None:
+    """Evenly spaced lines; those for choosing have tables that training never sees."""
+    texts = (data / f"language/instruct/e2e_{name}.txt" for name in ("valid", "test"))
+    lines, test = (path.read_text(encoding="utf-8").splitlines() for path in texts)
+    kept_out = set(sorted({line.partition("||")[0] for line in lines})[::5])
+    parts = {
+        "train": ([line for line in lines if line.partition("||")[0] not in kept_out], TRAIN_LINES),
+        "tune": ([line for line in lines if line.partition("||")[0] in kept_out], TUNE_LINES),
+        "test": (test, TEST_LINES),
+    }
+    for name, (found, count) in parts.items():
+        (folder / f"{name}.txt").write_text("\n".join(spread(found, count)), encoding="utf-8")
+
+
+def spread(lines: list[str], count: int) -> list[str]:
+    """So many lines, evenly spaced; all if there are no more."""
+    count = min(count, len(lines))
+    return [lines[i * len(lines) // count] for i in range(count)]
+
+
+def prepare_dpo(part: str, folder: Path, data: Path) -> None:
+    """Two stories of the model's own to each of 42 beginnings, of which the one with more sentences is chosen.
+
+    The beginnings of the pairs for choosing and for the test are of no other part.
+    """
+    model = AutoModelForCausalLM.from_pretrained(data / "language/stories260K").eval()
+    tokenizer = AutoTokenizer.from_pretrained(data / "language/stories260K", padding_side="left")
+    tokenizer.pad_token = tokenizer.eos_token
+    names, things = ("Lily", "Tom", "Ben", "Mia", "Sam", "Sue"), ("dog", "ball", "tree", "cat", "car", "bird", "boat")
+    prompts = [f"Once upon a time, {name} had a {thing}." for name in names for thing in things]
+    # By a step that meets every name and every thing: 24 beginnings to learn from, 6 to choose by, 12 to test.
+    order = [prompts[i * 11 % len(prompts)] for i in range(len(prompts))]
+    parts = {
+        prompt: ("test", "train", "tune", "train", "test", "train", "train")[i % 7] for i, prompt in enumerate(order)
+    }
+    torch.manual_seed(0)
+    pairs: list[dict[str, str]] = []
+    while len(pairs) < PAIRS:
+        tokens = tokenizer(prompts * 8, return_tensors="pt", padding=True)
+        with torch.inference_mode():
+            made = model.generate(**tokens, do_sample=True, max_new_tokens=60, pad_token_id=tokenizer.eos_token_id)
+        texts = tokenizer.batch_decode(made[:, tokens.input_ids.shape[1] :], skip_special_tokens=True)
+        half = len(texts) // 2
+        for prompt, *both in zip(prompts * 4, texts[:half], texts[half:]):
+            fewer, more = sorted(both, key=lambda text: text.count("."))
+            if more.count(".") >= fewer.count(".") + 2:
+                pairs.append({"prompt": prompt, "chosen": more, "rejected": fewer})
+    for name, most in (("train", PAIRS), ("tune", 60), ("test", 120)):
+        own = [json.dumps(pair) + "\n" for pair in pairs[:PAIRS] if parts[pair["prompt"]] == name]
+        (folder / f"{name}.jsonl").write_text("".join(own[:most]))
+
+
+def prepare_glue(part: str, folder: Path, data: Path) -> None:
+    """For training and choosing without what is in the test file; 400 lines to choose by, 1,000 to test."""
+    files = {"sst2": ("train", "dev", "test"), "cola": ("train", "val", "dev")}[part]
+    seen: set[str] = set()
+    for name, file in reversed(list(zip(("train", "tune", "test"), files))):
+        lines = (data / f"language/glue/{part}_{file}.tsv").read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if sentence(part, line) not in seen]
+        kept = spread(kept, {"train": len(kept), "tune": 400, "test": 1000}[name])
+        seen |= {sentence(part, line) for line in lines}
+        (folder / f"{name}.tsv").write_text("\n".join(kept) + "\n", encoding="utf-8")
+
+
+def sentence(part: str, line: str) -> str:
+    return line.split("\t")[3 if part == "cola" else 0]
+
+
+def prepare_text(part: str, folder: Path, data: Path) -> None:
+    """The training text of both tasks; an untrained RoBERTa of 4 layers of width 128, with 2,000 byte pairs."""
+    texts = []
+    for task in ("sst2", "cola"):
+        lines = (data / f"language/glue/{task}_train.tsv").read_text(encoding="utf-8").splitlines()
+        texts += [sentence(task, line) for line in lines]
+    (folder / "text.txt").write_text("\n".join(texts), encoding="utf-8")
+    untrained_roberta(folder / "untrained", texts)
+
+
+def untrained_roberta(folder: Path, texts: list[str]) -> None:
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, vocab_size=2_000, special_tokens=special, show_progress=False)
+    tokenizer._tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token", "mask_token"), special))
+    names |= {"cls_token": "<s>", "sep_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, **names).save_pretrained(folder)
+    RobertaConfig(
+        vocab_size=2_000,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=130,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        architectures=["RobertaForMaskedLM"],
+    ).save_pretrained(folder)
+
+
+def prepare_esm(part: str, folder: Path, data: Path) -> None:
+    """Chains to pre-train on, and five families that are none of them; an untrained ESM-2 of 4 layers of width 96."""
+    with (data / "structures/manifest.tsv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row["sequence"]]
+    learnt = [row for row in rows if row["role"] == "family" and row["part"] == "train"]
+    chains = {
+        "pretrain": [row for row in rows if row["role"] == "pretrain"],
+        "train": [row for i, row in enumerate(learnt) if i % 5],
+        "tune": learnt[::5],
+        "test": [row for row in rows if row["role"] == "family" and row["part"] == "test"],
+    }
+    for name, own in chains.items():
+        text = "".join(f">{row['name']}\n{row['sequence'].replace('-', '')}\n" for row in own)
+        (folder / f"{name}.fasta").write_text(text)
+    untrained = folder / "untrained"
+    untrained.mkdir()
+    (untrained / "vocab.txt").write_text("\n".join(get_default_vocab_list()))
+    EsmTokenizer(str(untrained / "vocab.txt")).save_pretrained(untrained)
+    EsmConfig(
+        vocab_size=33,
+        mask_token_id=32,
+        pad_token_id=1,
+        hidden_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=384,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        max_position_embeddings=1026,
+        position_embedding_type="rotary",
+        token_dropout=True,
+        architectures=["EsmForMaskedLM"],
+    ).save_pretrained(untrained)
