@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from transformers import EsmForMaskedLM
 from typer.testing import CliRunner
 
 from protfold_peft.cli.common import print_json
-from protfold_peft.cli.main import app
+from protfold_peft.cli.main import app, main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOT = typer.main.get_command(app)
@@ -237,3 +239,17 @@ def test_json_of_predict_prepare_and_data(tmp_path, structures):
     result = run("prepare", structures, "-o", tmp_path / "d", "--processes", 1, "--json")
     told = json.loads(result.stdout)
     assert told == {"out": str(tmp_path / "d"), **json.loads((tmp_path / "d" / "report.json").read_text())}
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_asleep_unless_told_otherwise(given, used, monkeypatch):
+    """Set before torch is there to read it, and never against the user's own choice."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(sys, "argv", ["protfold", "--version"])
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code in (0, None)
+    assert os.environ["OMP_WAIT_POLICY"] == used
