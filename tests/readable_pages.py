@@ -71,7 +71,7 @@ def _check_names(page: OpenPage) -> None:
         ".filter(e => !e.closest('.viewer > *')).filter(e => !(e.textContent.trim() || e.alt || e.ariaLabel"
         " || e.labels?.length || e.caption)).map(e => e.outerHTML.slice(0, 120))"
     )
-    assert unnamed == []
+    assert unnamed == [], unnamed
     assert page.value("document.querySelectorAll('main').length") == 1
     assert page.value("document.querySelectorAll('h1').length") == 1
     assert page.value("document.documentElement.lang") == "en"

@@ -61,7 +61,7 @@ def rates_table(rates: Sequence[Mapping[str, Any]]) -> Table:
         )
         for one in rates
     )
-    columns = ("method", "rank", "learning rate", "validation lDDT-CA", "")
+    columns = ("method", "rank", "learning rate", "validation lDDT-CA", "choice")
     note = "Chosen on validation chains alone; where one learning rate was given, nothing was chosen."
     return Table("learning_rates", "Learning rates", columns, rows, note)
 
