@@ -241,15 +241,20 @@ def test_json_of_predict_prepare_and_data(tmp_path, structures):
     assert told == {"out": str(tmp_path / "d"), **json.loads((tmp_path / "d" / "report.json").read_text())}
 
 
-@pytest.mark.parametrize(("given", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_wait_asleep_unless_told_otherwise(given, used, monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_wait_awake_for_a_moment_only(given, used, monkeypatch):
     """Set before torch is there to read it, and never against the user's own choice."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
-    if given is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["protfold", "--version"])
     monkeypatch.setattr(logging, "raiseExceptions", True)
     with warnings.catch_warnings(), pytest.raises(SystemExit) as left:
         main()
     assert left.value.code in (0, None)
-    assert os.environ["OMP_WAIT_POLICY"] == used
+    assert os.environ.get("GOMP_SPINCOUNT") == used
