@@ -55,8 +55,8 @@ def main() -> None:
     """Entry point of the console script; errors that a command lets through end here, as one line."""
     # A log that cannot be written (a full disk) must not bring tracebacks to the screen.
     logging.raiseExceptions = False
-    # Read when torch is first imported. By default a thread that waits spins for milliseconds, and takes the core of one
-    # that works as soon as anything else runs; docs/performance.md has what that costs.
+    # Read when torch is first imported. By default a thread that waits spins for milliseconds, and as soon as anything
+    # else runs takes the core of one that works; docs/performance.md has what that costs.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # In a locale without UTF-8 a letter that cannot be shown is written as \\xe4, and stops nothing.
