@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from structure.made import atom_line, chain_lines
 
 from protfold_peft.errors import StructureError
-from protfold_peft.structure import find_structure_files, read_structure
+from protfold_peft.structure import Structure, find_structure_files, read_structure
 
 STRUCTURES = Path(__file__).resolve().parents[2] / "structures"
 
@@ -111,8 +111,12 @@ def test_placeholders_at_the_origin(refused: Callable[..., str]) -> None:
     assert "0, 0, 0" in message
 
 
-def test_one_atom_at_the_origin_is_fine(read_pdb: Callable[..., object]) -> None:
-    read_pdb([*chain_lines(["ALA"]), atom_line("N", number=2, xyz=(0, 0, 0)), atom_line(number=2, xyz=(1, 0, 0))])
+def test_one_atom_at_the_origin_is_fine(read_pdb: Callable[..., Structure]) -> None:
+    structure = read_pdb(
+        [*chain_lines(["ALA"]), atom_line("N", number=2, xyz=(0, 0, 0)), atom_line(number=2, xyz=(1, 0, 0))]
+    )
+    assert len(structure.chains[0].sequence) == 2
+    assert not structure.chains[0].atom_positions[1, 0].any()
 
 
 def test_nothing_but_ligands(refused: Callable[..., str]) -> None:
