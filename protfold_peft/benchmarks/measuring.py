@@ -67,10 +67,10 @@ def release(device: torch.device) -> None:
 def _measured(run: Callable[[], object], device: torch.device, seconds: float, least: int) -> dict[str, Any]:
     cuda = device.type == "cuda"
     release(device)
-    held = torch.cuda.memory_allocated(device) if cuda else resident_memory("VmRSS")
     # A CPU's libraries set nothing aside for good worth speaking of: there the first pass counts for memory too.
     if not cuda:
         _reset_peak()
+    held = torch.cuda.memory_allocated(device) if cuda else resident_memory("VmRSS")
     begin = _clock()
     run()
     _wait(device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from protfold_peft.benchmarks.table import aims, lines, markdown
 from protfold_peft.cli.main import app
 from protfold_peft.errors import ConfigError
 from protfold_peft.folding.model import EsmFold
+from protfold_peft.runtime import resident_memory
 
 CPU = torch.device("cpu")
 
@@ -50,17 +53,23 @@ def test_all_routes_train_the_same_loss() -> None:
     assert max(losses.values()) - min(losses.values()) < 1e-4, losses
 
 
-def test_measuring_counts_passes_and_the_memory_of_a_pass() -> None:
+def test_measuring_counts_passes() -> None:
     calls = []
-
-    def run() -> None:
-        calls.append(torch.ones(2**24).sum())  # 64 MiB while it runs
-
-    row = measuring.measure(run, CPU, seconds=0.0, least=3)
+    row = measuring.measure(lambda: calls.append(None), CPU, seconds=0.0, least=3)
     assert len(calls) == 1 + row["passes"] == 4
     assert row["seconds"] <= row["median"]
-    if row["activations"] is not None:
-        assert 60 * 2**20 < row["activations"] < 200 * 2**20
+
+
+@pytest.mark.skipif(resident_memory() is None, reason="this system does not tell a process its memory")
+def test_measuring_tells_the_memory_of_a_pass() -> None:
+    """In a process of its own: from one that has run for minutes the system takes back what it has not touched lately,
+    and the resident memory falls while it is measured."""
+    code = (
+        "import torch; from protfold_peft.benchmarks.measuring import measure; "
+        "print(measure(lambda: torch.ones(2**24).sum(), torch.device('cpu'), seconds=0.0)['activations'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 60 * 2**20 < int(done.stdout) < 200 * 2**20
 
 
 def test_out_of_memory_is_a_row() -> None:
