@@ -20,6 +20,7 @@ from protfold_peft.comparison import ComparisonConfig
 from protfold_peft.configuration import read_config
 from protfold_peft.data import read_sequences
 from protfold_peft.data.prepare.inputs import read_table
+from protfold_peft.errors import ProtfoldError
 from protfold_peft.evaluation.pairs import read_pair_table
 from protfold_peft.folding.fair_esm import read_checkpoint
 from protfold_peft.folding.inputs import gather
@@ -162,3 +163,20 @@ def damage_into(reader: Reader, seed: Path, data: bytes, folder: Path) -> Path:
     path = folder / seed.name
     path.write_bytes(data)
     return path
+
+
+def read_damaged(reader: Reader, source: Path, data: bytes, folder: Path) -> None:
+    """Read `data` in the place of `source`: it is read, or refused in one line that names the file.
+
+    Raises:
+        AssertionError: Anything else happens; what did is its cause.
+    """
+    path = damage_into(reader, source, data, folder)
+    try:
+        reader.read(path)
+    except ProtfoldError as error:
+        message = str(error)
+        assert "\n" not in message, (source.name, message)
+        assert path.name in message or path.parent.name in message, (source.name, message)
+    except Exception as error:
+        raise AssertionError(f"{source.name}: {type(error).__name__}: {error}") from error

@@ -14,6 +14,7 @@ import typer
 from protfold_peft.cli import bench, compare, convert, data, doctor, evaluate, finetune, init, predict, prepare
 from protfold_peft.cli.adapter import adapter
 from protfold_peft.cli.common import error_boundary, examples
+from protfold_peft.cli.encoding import use_utf8
 from protfold_peft.cli.lm import lm
 from protfold_peft.version import __version__
 
@@ -53,13 +54,14 @@ def _root(
 
 def main() -> None:
     """Entry point of the console script; errors that a command lets through end here, as one line."""
+    use_utf8()
     # A log that cannot be written (a full disk) must not bring tracebacks to the screen.
     logging.raiseExceptions = False
     # Read when torch is first imported. By default a thread that waits spins for milliseconds, and as soon as anything
     # else runs takes the core of one that works; docs/performance.md has what that costs.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    # In a locale without UTF-8 a letter that cannot be shown is written as \\xe4, and stops nothing.
+    # A letter that a screen cannot show (PYTHONIOENCODING=ascii) is written as \\xe4, and stops nothing.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,7 +1,7 @@
 """Every command under every condition that spoils a run: it works, or ends with one line and the right status.
 
-Programs are started as a user starts them. Conditions that need root (a file system of a few kilobytes, no network) are
-skipped, with that reason, where they cannot be had.
+Conditions that need root (a file system of a few kilobytes, no network) are skipped, with that reason, where they
+cannot be had.
 """
 
 from __future__ import annotations
@@ -18,54 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from adapter_methods import make_config
-from peft import get_peft_model
-from tiny_models import save_tiny_esm
-from transformers import EsmForMaskedLM
+from hardening.commands import COMMANDS, READING, REPOSITORY, Place, make_inputs
+from hardening.program import Program
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 _PROGRAM = [
     sys.executable,
     "-c",
     "import sys; sys.argv[0] = 'protfold'\nfrom protfold_peft.cli.main import main\nmain()",
 ]
-_FEW = ["training.steps=1", "training.warmup_steps=0", "data.crop_size=16", "data.max_length=60", "--device", "cpu"]
 # Nothing can be made there, not even by root.
 _NOWHERE = "/proc/nowhere"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a command runs: `work` holds its inputs, `out` is where it writes."""
-
-    work: Path
-    out: Path
-
-
-COMMANDS: dict[str, Callable[[Place], list[str]]] = {
-    "predict": lambda p: ["predict", str(p.work / "in.fasta"), "-o", str(p.out / "p"), "--device", "cpu"],
-    "prepare": lambda p: ["prepare", str(p.work / "chains"), "-o", str(p.out / "d"), "--processes", "1"],
-    "init": lambda p: ["init", str(p.work / "chains"), "-o", str(p.out / "c.yaml")],
-    "finetune": lambda p: [
-        *("finetune", str(p.work / "run.yaml"), f"data.folder={p.work / 'chains'}", *_FEW, "-o", str(p.out / "r"))
-    ],
-    "evaluate": lambda p: [
-        *("evaluate", str(p.work / "chains"), str(p.work / "chains"), "--csv", str(p.out / "scores.csv"))
-    ],
-    "to-lora": lambda p: ["adapter", "to-lora", str(p.work / "adapter"), "-o", str(p.out / "lora")],
-    "merge": lambda p: ["adapter", "merge", str(p.work / "base"), str(p.work / "adapter"), "-o", str(p.out / "merged")],
-    "data": lambda p: ["data", "casp14", "--from", str(p.work / "targets"), "-o", str(p.out / "t")],
-    "mlm": lambda p: [
-        *("lm", "mlm", str(p.work / "mlm.yaml"), f"model.name={p.work / 'base'}", f"data.train={p.work / 'in.fasta'}"),
-        *("training.steps=1", "training.epochs=null", "--device", "cpu", "-o", str(p.out / "m")),
-    ],
-}
-# These write nothing.
-READING: dict[str, Callable[[Place], list[str]]] = {
-    "info": lambda p: ["adapter", "info", str(p.work / "adapter")],
-    "doctor": lambda p: ["doctor", "--no-fold"],
-    "help": lambda p: ["predict", "--help"],
-}
 
 
 @dataclass(frozen=True)
@@ -77,14 +39,15 @@ class Condition:
         environment: Variables to set; None unsets one.
         prefix: Before the program.
         folder: Name of the folder that everything is in.
-        out: Where is written: a writable folder, one where nothing can be made, or a disk of a few kilobytes.
+        out: Where is written: a writable folder, one where nothing can be made, a disk that is read only, or one with
+            so many bytes left.
     """
 
     statuses: frozenset[int] = frozenset({0})
     environment: dict[str, str | None] = field(default_factory=dict)
     prefix: tuple[str, ...] = ()
     folder: str = "plain"
-    out: str = "writable"
+    out: str | int = "writable"
 
 
 _ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": None}
@@ -93,30 +56,46 @@ CONDITIONS = {
     "no_home": Condition(environment={"HOME": "/nonexistent", "HF_HOME": None, "XDG_CACHE_HOME": None}),
     "no_cache": Condition(environment={"HOME": _NOWHERE, "HF_HOME": _NOWHERE, "XDG_CACHE_HOME": _NOWHERE}),
     "no_network": Condition(prefix=("unshare", "-n")),
-    "ascii": Condition(environment=_ASCII),
     "odd_paths": Condition(folder=_ODD),
-    # A path that the locale cannot spell may be refused, in a line.
-    "odd_paths_in_ascii": Condition(frozenset({0, 2}), _ASCII, folder=_ODD),
+    "odd_paths_in_ascii": Condition(environment=_ASCII, folder=_ODD),
+    "nowhere": Condition(frozenset({2}), out="nowhere"),
     "read_only": Condition(frozenset({2}), out="read_only"),
-    "full_disk": Condition(frozenset({1, 2}), out="full"),
+    "full_disk": Condition(frozenset({1, 2}), out=0),
+    # Some have enough of it.
+    "nearly_full_disk": Condition(frozenset({0, 1, 2}), out=40_000),
 }
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, structures) -> Path:
     """Small inputs for all commands."""
-    folder = tmp_path_factory.mktemp("inputs")
-    (folder / "in.fasta").write_text(">one\nNLYIQWLKDGGPSSGRPPPS\n>two\nMKTAYIAKQR\n")
-    (folder / "chains").mkdir()
-    for name in ("1AS5_A.pdb", "2BEG_A.pdb"):
-        shutil.copy(structures / name, folder / "chains" / name)
-    shutil.copytree(folder / "chains", folder / "targets")
-    base = save_tiny_esm(folder / "base")
-    adapted = get_peft_model(EsmForMaskedLM.from_pretrained(base), make_config("lorta", r=2, target_modules=["query"]))
-    adapted.save_pretrained(folder / "adapter")
-    shutil.copy(REPOSITORY / "configs" / "first_run.yaml", folder / "run.yaml")
-    shutil.copy(REPOSITORY / "configs" / "mlm_esm2_35m.yaml", folder / "mlm.yaml")
-    return folder
+    return make_inputs(tmp_path_factory.mktemp("inputs"), structures)
+
+
+def environment_of(condition: Condition) -> dict[str, str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    for name, value in condition.environment.items():
+        environment.pop(name, None)
+        if value is not None:
+            environment[name] = value
+    return environment
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[Callable[[Condition], Program]]:
+    """A function that gives the program under a condition, started when it is first asked for."""
+    started: dict[str, Program] = {}
+
+    def get(condition: Condition) -> Program:
+        environment = environment_of(condition)
+        key = repr((sorted(environment.items()), condition.prefix))
+        if key not in started:
+            started[key] = Program(environment, condition.prefix)
+        return started[key]
+
+    yield get
+    for program in started.values():
+        program.close()
 
 
 @contextmanager
@@ -124,46 +103,37 @@ def place_for(condition: Condition, inputs: Path, tmp_path: Path) -> Iterator[Pl
     """The folders of a run, as the condition has them."""
     work = tmp_path / condition.folder
     shutil.copytree(inputs, work)
-    if condition.out == "read_only":
+    if condition.out == "nowhere":
         yield Place(work, Path(_NOWHERE))
         return
-    out = tmp_path / condition.folder / "out"
+    out = work / "out"
     out.mkdir()
     if condition.out == "writable":
         yield Place(work, out)
         return
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(out)], capture_output=True)
+    room = condition.out if isinstance(condition.out, int) else 0
+    # A kibibyte more than the room, for the folder itself.
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={room // 4096 * 4 + 8}k", "tmpfs", out], capture_output=True
+    )
     if made.returncode:
         pytest.skip("a small file system cannot be mounted here: not root, or in a container that forbids it")
     try:
-        with suppress(OSError), (out / "rest").open("wb", buffering=0) as rest:
-            while True:
-                rest.write(bytes(512))
+        if condition.out == "read_only":
+            subprocess.run(["mount", "-o", "remount,ro", out], check=True)
+        elif not room:
+            with suppress(OSError), (out / "rest").open("wb", buffering=0) as rest:
+                while True:
+                    rest.write(bytes(512))
         yield Place(work, out)
     finally:
-        subprocess.run(["umount", str(out)], check=False)
+        subprocess.run(["umount", out], check=False)
 
 
-def start(condition: Condition, words: list[str], work: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-    for name, value in condition.environment.items():
-        environment.pop(name, None)
-        if value is not None:
-            environment[name] = value
-    return subprocess.Popen(
-        [*condition.prefix, *_PROGRAM, *words],
-        cwd=work,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def check(status: int, told: bytes, statuses: frozenset[int]) -> None:
-    text = told.decode("utf-8", "replace")
+def check(status: int, text: str, statuses: frozenset[int]) -> None:
     assert "Traceback" not in text, text[-3000:]
     assert "unexpected" not in text, text[-3000:]
+    assert "Exception ignored" not in text, text[-3000:]
     assert status in statuses, (status, text[-3000:])
     lines = [line for line in text.splitlines() if line.strip()]
     if status == 2:
@@ -172,35 +142,80 @@ def check(status: int, told: bytes, statuses: frozenset[int]) -> None:
         assert sum(line.startswith("error: ") for line in lines) == 1
 
 
+def left(out: Path) -> list[Path]:
+    """Files and folders under temporary names."""
+    return [path for path in out.rglob("*") if ".tmp." in path.name or ".old." in path.name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("command", [*COMMANDS, *READING])
-def test_every_command_under_every_condition(inputs, tmp_path, command, condition):
+def test_every_command_under_every_condition(inputs, programs, tmp_path, command, condition):
     wanted = CONDITIONS[condition]
     if command in READING and wanted.out != "writable":
         pytest.skip("it writes nothing")
     if wanted.prefix and subprocess.run([*wanted.prefix, "true"], capture_output=True).returncode:
         pytest.skip("a network of its own cannot be made here: not root, or in a container that forbids it")
     with place_for(wanted, inputs, tmp_path) as place:
-        process = start(wanted, {**COMMANDS, **READING}[command](place), place.work)
-        _, told = process.communicate(timeout=600)
-        check(process.returncode, told, wanted.statuses)
-        if wanted.out == "full":
+        ended = programs(wanted).run({**COMMANDS, **READING}[command](place), place.work)
+        check(ended.status, ended.told, wanted.statuses)
+        if place.out.is_dir():
             # No file that looks whole is half written: what is there has no temporary name.
-            assert not [path for path in place.out.rglob(".*tmp*") if path.is_file()]
+            assert left(place.out) == []
+            made = [path for path in place.out.iterdir() if path.name != "rest"]
+            assert made or ended.status or command in READING
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_interruption_is_one_line(inputs, tmp_path, command):
-    """At three moments; one that comes after the end finds status 0."""
-    for number, seconds in enumerate((0.3, 3.0, 8.0)):
-        with place_for(Condition(), inputs, tmp_path / str(number)) as place:
-            process = start(Condition(), COMMANDS[command](place), place.work)
-            time.sleep(seconds)
-            process.send_signal(signal.SIGINT)
-            _, told = process.communicate(timeout=600)
-            # Before the program has begun, Python itself ends by the signal.
-            assert process.returncode in {0, 130, -signal.SIGINT, 1} if seconds < 1 else {0, 130}
-            if process.returncode == 130:
-                assert told.decode().rstrip().endswith("interrupted")
+def test_an_interruption_in_the_midst_of_writing(inputs, programs, tmp_path, command):
+    """At the first thing that is made, halfway, and at the last: one line, nothing half written, and it can go on."""
+    program = programs(Condition())
+    with place_for(Condition(), inputs, tmp_path / "whole") as place:
+        whole = program.run(COMMANDS[command](place), place.work, under=place.out)
+        assert whole.status == 0, whole.told
+        assert whole.made
+    for at in sorted({1, (whole.made + 1) // 2, whole.made}):
+        with place_for(Condition(), inputs, tmp_path / str(at)) as place:
+            words = COMMANDS[command](place)
+            ended = program.run(words, place.work, under=place.out, at=at)
+            check(ended.status, ended.told, frozenset({130}))
+            assert ended.told.splitlines()[-1] == "interrupted"
+            assert left(place.out) == []
+            again = program.run(words, place.work)
+            check(again.status, again.told, frozenset({0, 2}))
+            if again.status:
+                assert "--resume" in again.told or "--overwrite" in again.told, again.told
+                way = "--resume" if "--resume" in again.told else "--overwrite"
+                again = program.run([*words, way], place.work)
+                check(again.status, again.told, frozenset({0}))
+            assert left(place.out) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.1, 0.4, 1.0, 2.0, 4.0, 8.0])
+@pytest.mark.parametrize("command", ["predict", "prepare", "evaluate", "mlm", "compare", "merge"])
+def test_an_interruption_as_it_starts_is_one_line(inputs, tmp_path, command, seconds):
+    """While modules are imported, as a rule; one that comes after the end finds status 0."""
+    with place_for(Condition(), inputs, tmp_path) as place:
+        process = subprocess.Popen(
+            [*_PROGRAM, *COMMANDS[command](place)],
+            cwd=place.work,
+            env=environment_of(Condition()),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            # Whoever started the tests may ignore it, as a shell has it of what it runs in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            start_new_session=True,
+        )
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=600)
+        text = told.decode()
+        # Before the program has begun, Python itself ends by the signal.
+        if seconds < 0.3 and process.returncode in (-signal.SIGINT, 1):
+            return
+        check(process.returncode, text, frozenset({0, 130}))
+        if process.returncode == 130:
+            assert text.splitlines()[-1] == "interrupted"

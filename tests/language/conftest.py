@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
-import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,21 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_models import save_tiny_esm
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForMaskedLM,
-)
+from tiny_models import letters_tokenizer, save_tiny_esm, save_tiny_llama, save_tiny_roberta
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from protfold_peft.cli.main import app
 from protfold_peft.runtime import LOGGER
-
-LETTERS = string.ascii_letters + string.digits + " .,:;!?'()|-"
 
 
 @pytest.fixture(scope="session")
@@ -41,35 +30,13 @@ def language_data(test_data: Path) -> Path:
 @pytest.fixture(scope="session")
 def letters() -> PreTrainedTokenizerFast:
     """A token for every letter."""
-    special = ["<pad>", "<s>", "</s>", "<unk>"]
-    vocabulary = {token: number for number, token in enumerate([*special, *LETTERS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
-    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    return letters_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved random Llama with grouped-query attention, for the letters' tokenizer."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(LETTERS) + 4,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        # Larger than usual, so that attention of a model that was never trained depends on its input.
-        initializer_range=0.2,
-    )
-    folder = tmp_path_factory.mktemp("tiny_llama")
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny_llama"))
 
 
 @pytest.fixture(autouse=True)
@@ -93,25 +60,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory, tiny_llama_folder: Path, let
 @pytest.fixture(scope="session")
 def roberta(tmp_path_factory: pytest.TempPathFactory, letters: PreTrainedTokenizerFast) -> Path:
     """A saved random RoBERTa with a masked-LM head, and its tokenizer of letters."""
-    folder = tmp_path_factory.mktemp("roberta")
-    tokenizer = copy.deepcopy(letters)
-    tokenizer.add_special_tokens({"mask_token": "<mask>"})
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        pad_token_id=0,
-        max_position_embeddings=65,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.2,
-    )
-    RobertaForMaskedLM(config).save_pretrained(folder)
-    return folder
+    return save_tiny_roberta(tmp_path_factory.mktemp("roberta"), letters)
 
 
 @pytest.fixture(scope="session")
