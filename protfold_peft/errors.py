@@ -8,7 +8,13 @@ from __future__ import annotations
 
 
 class ProtfoldError(Exception):
-    """Something a user can put right; the message is one line and names file, record and remedy."""
+    """Something a user can put right; the message is one line and names file, record and remedy.
+
+    Line ends in the message, which come with what it quotes of a file, become spaces.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class StructureError(ProtfoldError):

@@ -176,7 +176,7 @@ def read_damaged(reader: Reader, source: Path, data: bytes, folder: Path) -> Non
         reader.read(path)
     except ProtfoldError as error:
         message = str(error)
-        assert "\n" not in message, (source.name, message)
+        assert message.splitlines() == [message], (source.name, message)
         assert path.name in message or path.parent.name in message, (source.name, message)
     except Exception as error:
         raise AssertionError(f"{source.name}: {type(error).__name__}: {error}") from error

@@ -65,7 +65,7 @@ def _lm(task: str) -> Callable[[Place], list[str]]:
 
 
 COMMANDS: dict[str, Callable[[Place], list[str]]] = {
-    "predict": _words("predict", "work/in.fasta", "-o", "out/p", "--device", "cpu"),
+    "predict": _words("predict", "work/in.fasta", "-o", "out/p", "--device", "cpu", "--recycles", "0"),
     "init": _words("init", "work/chains", "-o", "out/c.yaml"),
     "prepare": _words("prepare", "work/chains", "-o", "out/d", "--processes", "1"),
     "finetune": lambda p: [

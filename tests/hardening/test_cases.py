@@ -21,8 +21,9 @@ from protfold_peft.adapters.folders.info import adapter_info
 from protfold_peft.cli.common import error_boundary
 from protfold_peft.cli.main import app
 from protfold_peft.configuration import read_yaml
-from protfold_peft.errors import CheckpointError, ConfigError
+from protfold_peft.errors import CheckpointError, ConfigError, DataError
 from protfold_peft.files import replacing
+from protfold_peft.language.records import read_records
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +107,13 @@ def test_a_write_that_finds_the_disk_full_names_its_file(tmp_path):
         write()
     assert found.value.filename == str(tmp_path / "a.txt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_of_a_column_with_a_line_end_is_told_in_one_line(tmp_path):
+    """The message quotes the names that a table has."""
+    path = tmp_path / "records.csv"
+    path.write_text('"one\nloop_\u2028",two\n1,2\n', encoding="utf-8")
+    with pytest.raises(DataError) as found:
+        list(read_records(str(path), wanted=("text",)))
+    assert str(found.value).startswith(f"{path}, line 1: no column 'text'; the first line names one loop_, two")
+    assert len(str(found.value).splitlines()) == 1
