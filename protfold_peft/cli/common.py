@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from protfold_peft.cli import interruptions_raise
 from protfold_peft.errors import ConfigError, ProtfoldError
 
 # Exit statuses, the same for every command; docs/command_line.md lists them.
@@ -143,13 +144,19 @@ def one_folder(argument: Path | None, option: Path | None) -> Path:
 
 
 @contextmanager
-def error_boundary(*, debug: bool = False) -> Iterator[None]:
+def error_boundary(*, debug: bool = False, command: bool = True) -> Iterator[None]:
     """Turn errors into one line on standard error and an exit status; with `debug` they keep their traceback.
+
+    Args:
+        debug: Errors are let through.
+        command: A command begins with it: before, Ctrl-C ended the program at once.
 
     Raises:
         typer.Exit: Status 2 after an error, 130 after Ctrl-C.
     """
     try:
+        if command:
+            interruptions_raise()
         yield
     except ProtfoldError as error:
         _leave(f"error: {error}", COULD_NOT_RUN, error, debug)

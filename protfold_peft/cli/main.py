@@ -11,7 +11,18 @@ from typing import Annotated
 
 import typer
 
-from protfold_peft.cli import bench, compare, convert, data, doctor, evaluate, finetune, init, predict, prepare
+from protfold_peft.cli import (
+    bench,
+    compare,
+    convert,
+    data,
+    doctor,
+    evaluate,
+    finetune,
+    init,
+    predict,
+    prepare,
+)
 from protfold_peft.cli.adapter import adapter
 from protfold_peft.cli.common import error_boundary, examples
 from protfold_peft.cli.encoding import use_utf8
@@ -70,7 +81,7 @@ def main() -> None:
         # Libraries announcing what they will rename speak to developers.
         warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        with error_boundary(debug=debug):
+        with error_boundary(debug=debug, command=False):
             app()
     except typer.Exit as leaving:
         sys.exit(leaving.exit_code)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from typer.testing import CliRunner
 from protfold_peft.adapters import load_adapter
 from protfold_peft.adapters.folders.info import adapter_info
 from protfold_peft.cli.common import error_boundary
+from protfold_peft.cli.encoding import use_utf8
 from protfold_peft.cli.main import app
 from protfold_peft.configuration import read_yaml
 from protfold_peft.errors import CheckpointError, ConfigError, DataError
@@ -112,8 +115,70 @@ def test_a_write_that_finds_the_disk_full_names_its_file(tmp_path):
 def test_a_name_of_a_column_with_a_line_end_is_told_in_one_line(tmp_path):
     """The message quotes the names that a table has."""
     path = tmp_path / "records.csv"
-    path.write_text('"one\nloop_\u2028",two\n1,2\n', encoding="utf-8")
+    path.write_text('"one\nthing\u2028more",two\n1,2\n', encoding="utf-8")
     with pytest.raises(DataError) as found:
         list(read_records(str(path), wanted=("text",)))
-    assert str(found.value).startswith(f"{path}, line 1: no column 'text'; the first line names one loop_, two")
+    assert str(found.value).startswith(f"{path}, line 1: no column 'text'; the first line names one thing more, two")
     assert len(str(found.value).splitlines()) == 1
+
+
+def program(code: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python under the program's name."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.argv[0] = 'protfold'\n{code}", *words],
+        env={**{name: value for name, value in os.environ.items() if not name.startswith("LC_")}, **environment},
+        capture_output=True,
+        encoding="utf-8",
+    )
+
+
+def test_a_word_outside_ascii_is_understood_in_a_locale_without_it():
+    """Python hands on its bytes as letters that have no UTF-8, at which libraries and writers of files failed."""
+    main = "from protfold_peft.cli.main import main; main()"
+    ended = program(main, "\N{GREEK SMALL LETTER ALPHA}", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert ended.returncode == 2
+    assert "'\N{GREEK SMALL LETTER ALPHA}'" in ended.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of files are UTF-8 there already")
+@pytest.mark.parametrize(
+    ("encoding", "mode", "again"),
+    [("ascii", "0", True), ("iso8859-1", None, True), ("utf-8", None, False), ("ascii", "1", False)],
+)
+def test_the_program_starts_again_once_and_only_where_it_must(monkeypatch, encoding, mode, again):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *words: started.append(words))
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: encoding)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-W", "error", "-m", "protfold_peft", "predict"])
+    monkeypatch.setenv("PYTHONUTF8", mode or "")
+    if mode is None:
+        monkeypatch.delenv("PYTHONUTF8")
+    use_utf8()
+    words = [sys.executable, "-X", "utf8", "-W", "error", "-m", "protfold_peft", "predict"]
+    assert started == ([(sys.executable, words)] if again else [])
+    # What the program starts later finds it there.
+    assert os.environ.get("PYTHONUTF8") == ("1" if again else mode)
+
+
+def test_an_interruption_before_a_command_begins_is_one_line():
+    """While modules are imported there is no command yet that could tell of it."""
+    ended = program("import os, signal, protfold_peft.cli.main\nos.kill(os.getpid(), signal.SIGINT)")
+    assert (ended.returncode, ended.stderr) == (130, "interrupted\n")
+
+
+def test_an_interruption_of_a_command_lets_it_tidy_up():
+    """From its beginning on, Ctrl-C is an exception, also where nothing was interrupted before."""
+    code = (
+        "import os, signal, typer\nfrom protfold_peft.cli.common import error_boundary\ntry:\n"
+        "    with error_boundary():\n        try:\n            os.kill(os.getpid(), signal.SIGINT)\n"
+        "        finally:\n            print('tidied')\nexcept typer.Exit as left:\n    sys.exit(left.exit_code)"
+    )
+    ended = program(code)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "tidied\n", "interrupted\n")
+
+
+def test_an_ignored_interruption_stays_ignored():
+    """As a shell has it of what it runs in the background."""
+    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nimport os, protfold_peft.cli.main\n"
+    ended = program(code + "os.kill(os.getpid(), signal.SIGINT); print('went on')")
+    assert (ended.returncode, ended.stdout) == (0, "went on\n")
