@@ -172,12 +172,21 @@ def error_boundary(*, debug: bool = False, command: bool = True) -> Iterator[Non
         # A full disk, a folder that cannot be written, a file that went away: the system's own words say what.
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         _leave(f"error: {where}{error.strerror or error}", COULD_NOT_RUN, error, debug)
+    except UnicodeEncodeError as error:
+        _leave(f"error: {_no_letters(error)}", COULD_NOT_RUN, error, debug)
     except Exception as error:
         text = f"error: unexpected {type(error).__name__}: {error} (--debug shows where)"
         # As libraries in Rust, safetensors among them, tell of a full disk.
         if found := re.search(r"\(os error (\d+)\)", str(error)):
             text = f"error: a file could not be written or read: {os.strerror(int(found[1]))}"
         _leave(text, COULD_NOT_RUN, error, debug)
+
+
+def _no_letters(error: UnicodeEncodeError) -> str:
+    """Which name it was: Python hands on its bytes as characters that have no UTF-8."""
+    around = error.object[: error.start].rpartition("\n")[2] + error.object[error.start :].partition("\n")[0]
+    shown = around.strip().encode("utf-8", "backslashreplace").decode("utf-8")
+    return f"'{shown}' is not in UTF-8: give the file or folder another name"
 
 
 def _leave(message: str, status: int, error: BaseException, debug: bool) -> None:

@@ -65,7 +65,7 @@ def _lm(task: str) -> Callable[[Place], list[str]]:
 
 
 COMMANDS: dict[str, Callable[[Place], list[str]]] = {
-    "predict": _words("predict", "work/in.fasta", "-o", "out/p", "--device", "cpu", "--recycles", "0"),
+    "predict": _words("predict", "work/one.fasta", "-o", "out/p", "--device", "cpu", "--recycles", "0"),
     "init": _words("init", "work/chains", "-o", "out/c.yaml"),
     "prepare": _words("prepare", "work/chains", "-o", "out/d", "--processes", "1"),
     "finetune": lambda p: [
@@ -117,6 +117,7 @@ def make_inputs(folder: Path, structures: Path) -> Path:
     """What all of these read."""
     for name, text in _RECORDS.values():
         (folder / name).write_text(text)
+    (folder / "one.fasta").write_text(">one\nNLYIQWLKDGGPSSGRPPPS\n")
     (folder / "chains").mkdir()
     for name in ("1AS5_A.pdb", "2BEG_A.pdb"):
         shutil.copy(structures / name, folder / "chains" / name)

@@ -25,7 +25,7 @@ import atheris
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-with atheris.instrument_imports(include=["protfold_peft", "yaml", "Bio"]):
+with atheris.instrument_imports(include=["protfold_peft", "yaml"]):
     from readers import Reader, make_readers, read_damaged
 
 from mutations import damaged  # noqa: E402

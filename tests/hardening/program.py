@@ -1,12 +1,13 @@
 """The program, ready to start: what commands import is imported once, and each command is a fork of that.
 
-An import takes most of the time of so small a command. This process lives under the environment of a condition, so
+Imports take most of the time of so small a command. This process lives under the environment of a condition, so
 what reads the environment when it is imported reads that; it starts as the program does, too. Run as a script it takes
 a line of JSON for each command, and answers with a line of its exit status.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -139,5 +140,14 @@ if __name__ == "__main__":
     use_utf8()
     for module in _MODULES:
         importlib.import_module(f"protfold_peft.{module}")
+    # What is made once in every process: how weights are called, letters to draw, the packed viewer of reports.
+    from matplotlib import pyplot
+
+    from protfold_peft.folding.load import load_model
+    from protfold_peft.pages import molstar
+
+    load_model(device="cpu")
+    pyplot.figure().add_subplot(title="one").figure.savefig(io.BytesIO())
+    molstar()
     serve()
     main()

@@ -182,3 +182,13 @@ def test_an_ignored_interruption_stays_ignored():
     code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nimport os, protfold_peft.cli.main\n"
     ended = program(code + "os.kill(os.getpid(), signal.SIGINT); print('went on')")
     assert (ended.returncode, ended.stdout) == (0, "went on\n")
+
+
+def test_a_name_that_is_no_text_is_told(capsys, tmp_path):
+    """A file named by a program of another age, met where a name has to be written down."""
+    name = os.fsdecode(b"caf\xe9")
+    with pytest.raises(typer.Exit) as left, error_boundary():
+        (tmp_path / "list.txt").write_text(f"first\n in: {name} \nlast\n", encoding="utf-8")
+    assert left.value.exit_code == 2
+    told = capsys.readouterr().err
+    assert told == "error: 'in: caf\\udce9' is not in UTF-8: give the file or folder another name\n"

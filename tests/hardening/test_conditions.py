@@ -58,6 +58,8 @@ CONDITIONS = {
     "no_network": Condition(prefix=("unshare", "-n")),
     "odd_paths": Condition(folder=_ODD),
     "odd_paths_in_ascii": Condition(environment=_ASCII, folder=_ODD),
+    # A name from another age, whose bytes are no text; it may be refused, in a line.
+    "bytes_in_paths": Condition(frozenset({0, 2}), folder=os.fsdecode(b"caf\xe9")),
     "nowhere": Condition(frozenset({2}), out="nowhere"),
     "read_only": Condition(frozenset({2}), out="read_only"),
     "full_disk": Condition(frozenset({1, 2}), out=0),
@@ -74,6 +76,8 @@ def inputs(tmp_path_factory, structures) -> Path:
 
 def environment_of(condition: Condition) -> dict[str, str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    # It would make the environment of every test another one.
+    environment.pop("PYTEST_CURRENT_TEST", None)
     for name, value in condition.environment.items():
         environment.pop(name, None)
         if value is not None:
