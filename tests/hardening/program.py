@@ -7,9 +7,11 @@ a line of JSON for each command, and answers with a line of its exit status.
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +98,8 @@ def serve() -> None:
 
 def _become(job: dict) -> None:
     os.setsid()
+    # The folder that matplotlib makes where it has no home: the first process to end would take it from the others.
+    atexit.unregister(shutil.rmtree)
     for number, path in ((0, os.devnull), (1, os.devnull), (2, job["told"])):
         handle = os.open(path, os.O_RDWR | os.O_CREAT)
         os.dup2(handle, number)

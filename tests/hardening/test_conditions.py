@@ -53,8 +53,10 @@ class Condition:
 _ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": None}
 _ODD = "ä ö's/\N{CJK UNIFIED IDEOGRAPH-65E5}\N{CJK UNIFIED IDEOGRAPH-672C} (1)"
 CONDITIONS = {
-    "no_home": Condition(environment={"HOME": "/nonexistent", "HF_HOME": None, "XDG_CACHE_HOME": None}),
-    "no_cache": Condition(environment={"HOME": _NOWHERE, "HF_HOME": _NOWHERE, "XDG_CACHE_HOME": _NOWHERE}),
+    "no_home": Condition(environment={"HOME": _NOWHERE, "HF_HOME": None, "XDG_CACHE_HOME": None}),
+    "no_cache": Condition(
+        environment=dict.fromkeys(("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "MPLCONFIGDIR"), _NOWHERE)
+    ),
     "no_network": Condition(prefix=("unshare", "-n")),
     "odd_paths": Condition(folder=_ODD),
     "odd_paths_in_ascii": Condition(environment=_ASCII, folder=_ODD),
