@@ -11,6 +11,17 @@ from pathlib import Path
 
 
 @contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let an error of the system's that names no file name this one: a write that finds the disk full knows of none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and moved into place.
 
@@ -21,15 +32,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.tmp.{path.name}")
     try:
-        yield temporary
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        # A write that finds the disk full does not know of which file it was.
-        if error.filename is None:
-            error.filename = str(path)
-        raise
+        with naming(path):
+            yield temporary
+            with temporary.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -46,14 +53,15 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary, old = path.with_name(f".{mark}.tmp.{path.name}"), path.with_name(f".{mark}.old.{path.name}")
     temporary.mkdir()
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb+") as handle:
-                    os.fsync(handle.fileno())
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb+") as handle:
+                        os.fsync(handle.fileno())
+            if path.exists():
+                path.replace(old)
+            temporary.replace(path)
     except BaseException:
         if old.exists() and not path.exists():
             old.replace(path)

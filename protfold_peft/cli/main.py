@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import sys
+import threading
 import warnings
 from typing import Annotated
 
@@ -63,6 +64,12 @@ def _root(
     """Fine-tune ESMFold with tensor adapters, predict structures, and compare."""
 
 
+def _tell_of_thread(failure: threading.ExceptHookArgs) -> None:
+    """In a line: a log that a thread writes (TensorBoard's, on a full disk) stops nothing."""
+    name = "a thread" if failure.thread is None else failure.thread.name
+    logging.getLogger("protfold").warning("%s: %s: %s", name, failure.exc_type.__name__, failure.exc_value)
+
+
 def main() -> None:
     """Entry point of the console script; errors that a command lets through end here, as one line."""
     use_utf8()
@@ -80,6 +87,7 @@ def main() -> None:
     if not debug:
         # Libraries announcing what they will rename speak to developers.
         warnings.filterwarnings("ignore", category=FutureWarning)
+        threading.excepthook = _tell_of_thread
     try:
         with error_boundary(debug=debug, command=False):
             app()

@@ -23,6 +23,7 @@ from protfold_peft.data import (
     collate_parts,
 )
 from protfold_peft.errors import ConfigError
+from protfold_peft.files import naming
 from protfold_peft.runtime import LOGGER, peak_memory, progress_bar, resolve_device
 from protfold_peft.training import checkpoints, folders, memory, output, predictions, weights
 from protfold_peft.training.callbacks import (
@@ -92,9 +93,10 @@ def finetune(
     try:
         for reason in data.skipped:
             LOGGER.info("skipped: %s", reason)
-        result = _run(config, data, arguments, working, start, report=report)
-        if main:
-            output.publish(working, out)
+        with naming(working):
+            result = _run(config, data, arguments, working, start, report=report)
+            if main:
+                output.publish(working, out)
         PartialState().wait_for_everyone()
     except BaseException:
         # Nothing was done yet that anybody would go on from, or look at.
