@@ -18,7 +18,7 @@ from transformers import ProgressCallback as BarOfTransformers
 from protfold_peft.adapters.cards import card, method_name
 from protfold_peft.adapters.named import FULL
 from protfold_peft.errors import ConfigError, ProtfoldError
-from protfold_peft.files import write_text
+from protfold_peft.files import naming, write_text
 from protfold_peft.language import output
 from protfold_peft.language.callbacks import LogCallback, ProgressCallback, dead_adapter_callback
 from protfold_peft.language.classify import Classification, check_classify
@@ -120,8 +120,13 @@ def run(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> 
     start = time.monotonic()
     if config.out is None:
         raise ConfigError("no output folder: give --out, or the key 'out' in the configuration")
-    device = device_of(config.model)
     out = Path(config.out)
+    with naming(folders.working_folder(out)):
+        return _run(config, out, start, overwrite=overwrite, resume=resume)
+
+
+def _run(config: RunConfig, out: Path, start: float, *, overwrite: bool, resume: bool) -> RunResult:
+    device = device_of(config.model)
     folders.check_free(out, overwrite=overwrite, resume=resume)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,12 @@ from protfold_peft.adapters import load_adapter
 from protfold_peft.adapters.folders.info import adapter_info
 from protfold_peft.cli.common import error_boundary
 from protfold_peft.cli.encoding import use_utf8
-from protfold_peft.cli.main import app
+from protfold_peft.cli.main import _tell_of_thread, app
 from protfold_peft.configuration import read_yaml
 from protfold_peft.errors import CheckpointError, ConfigError, DataError
 from protfold_peft.files import replacing
 from protfold_peft.language.records import read_records
+from protfold_peft.runtime import LOGGER, configure_logging
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,17 @@ def test_a_full_disk_as_rust_tells_it_is_told_as_such(capsys):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert left.value.exit_code == 2
     assert capsys.readouterr().err == "error: a file could not be written or read: No space left on device\n"
+
+
+def test_a_thread_that_fails_is_told_in_a_line(monkeypatch, capsys):
+    """TensorBoard's log has a thread of its own, which a full disk ended with a traceback on the screen."""
+    configure_logging()
+    monkeypatch.setattr(threading, "excepthook", _tell_of_thread)
+    thread = threading.Thread(target=os.close, args=(-1,), name="writer")
+    thread.start()
+    thread.join()
+    LOGGER.handlers.clear()
+    assert capsys.readouterr().err == "WARNING: writer: OSError: [Errno 9] Bad file descriptor\n"
 
 
 def test_a_write_that_finds_the_disk_full_names_its_file(tmp_path):
