@@ -67,7 +67,7 @@ def _lm(task: str) -> Callable[[Place], list[str]]:
 COMMANDS: dict[str, Callable[[Place], list[str]]] = {
     "predict": _words("predict", "work/one.fasta", "-o", "out/p", "--device", "cpu", "--recycles", "0"),
     "init": _words("init", "work/chains", "-o", "out/c.yaml"),
-    "prepare": _words("prepare", "work/chains", "-o", "out/d", "--processes", "1"),
+    "prepare": _words("prepare", "work/chains", "-o", "out/d", "--processes", "1", "--search", "builtin"),
     "finetune": lambda p: [
         *("finetune", str(p.work / "run.yaml"), f"data.folder={p.work / 'chains'}", *_FEW, "-o", str(p.out / "r"))
     ],

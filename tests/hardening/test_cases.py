@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from protfold_peft.cli.common import error_boundary
 from protfold_peft.cli.encoding import use_utf8
 from protfold_peft.cli.main import _tell_of_thread, app
 from protfold_peft.configuration import read_yaml
+from protfold_peft.data.prepare import search
 from protfold_peft.errors import CheckpointError, ConfigError, DataError
 from protfold_peft.files import replacing
 from protfold_peft.language.records import read_records
@@ -205,3 +208,23 @@ def test_a_name_that_is_no_text_is_told(capsys, tmp_path):
     assert left.value.exit_code == 2
     told = capsys.readouterr().err
     assert told == "error: 'in: caf\\udce9' is not in UTF-8: give the file or folder another name\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the program in the place of MMseqs2 is a shell script")
+def test_an_interrupted_search_stops_all_its_programs_and_leaves_nothing(tmp_path, monkeypatch):
+    """They went on writing, and the folder that they wrote into could not be removed."""
+    script = tmp_path / "mmseqs"
+    writing = "for i in $(seq 300); do mkdir -p tmp/$i; echo x > tmp/$i/x; sleep 0.01; done"
+    script.write_text(f"#!/bin/sh\n({writing}) &\nsleep 0.1; kill -INT $PPID\nwait\n")
+    script.chmod(0o755)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(search, "_PROGRAM", str(script))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            search.mmseqs_candidates(["MKTAYIAKQR"], ["MKTAYIAKQR"], 1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert list(temporary.iterdir()) == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -105,13 +107,39 @@ class _Job:
         return pairs
 
 
+def _run(command: Sequence[str], folder: Path) -> tuple[int, str]:
+    """A program's exit status and the last line that it said.
+
+    MMseqs2 is a script that starts programs. An interruption ends them all before it is let through: they would go on
+    writing into a folder that is being removed.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        out, errors = process.communicate()
+    except BaseException:
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        raise
+    return process.returncode, (errors.strip() or out.strip() or "nothing said").splitlines()[-1]
+
+
 def mmseqs_candidates(queries: Sequence[str], targets: Sequence[str], processes: int) -> dict[int, np.ndarray]:
     """The targets that MMseqs2 finds for every query.
 
     Raises:
         ProtfoldError: MMseqs2 fails; with the last line that it said.
     """
-    with tempfile.TemporaryDirectory(prefix="protfold-mmseqs-") as name:
+    with tempfile.TemporaryDirectory(prefix="protfold-mmseqs-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         for file, sequences in (("queries.fasta", queries), ("targets.fasta", targets)):
             (folder / file).write_text("".join(f">{i}\n{sequence}\n" for i, sequence in enumerate(sequences)))
@@ -120,11 +148,10 @@ def mmseqs_candidates(queries: Sequence[str], targets: Sequence[str], processes:
         # Every target may be found: by default a query of a large family keeps 300.
         command += ["--max-seqs", str(max(300, len(targets))), "--threads", str(processes)]
         LOGGER.info("running %s", " ".join(command))
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+        status, said = _run(command, folder)
         hits = folder / "hits.tsv"
-        if done.returncode or not hits.exists():
-            said = (done.stderr.strip() or done.stdout.strip() or "nothing said").splitlines()[-1]
-            raise ProtfoldError(f"MMseqs2 failed (status {done.returncode}): {said}; --search builtin does without it")
+        if status or not hits.exists():
+            raise ProtfoldError(f"MMseqs2 failed (status {status}): {said}; --search builtin does without it")
         found: dict[int, list[int]] = {}
         for line in hits.read_text().splitlines():
             query, target = line.split("\t")
