@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from protfold_peft.errors import ProtfoldError
+
+_TORCH_CANNOT_WRITE = re.compile(
+    r"iostream error|inline_container\.cc.*unexpected pos|PytorchStreamWriter failed writing"
+)
+
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let an error of the system's that names no file name this one: a write that finds the disk full knows of none."""
+    """Let an error of a write name this file: one that finds the disk full knows of none.
+
+    Raises:
+        ProtfoldError: `torch.save` could not write, which it tells by RuntimeErrors about its own insides.
+    """
     try:
         yield
     except OSError as error:
         if error.filename is None:
             error.filename = str(path)
         raise
+    except RuntimeError as error:
+        if not _TORCH_CANNOT_WRITE.search(str(error)):
+            raise
+        raise ProtfoldError(f"{path}: a file could not be written; is the disk full?") from error
 
 
 @contextmanager

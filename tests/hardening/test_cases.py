@@ -28,8 +28,8 @@ from protfold_peft.cli.encoding import use_utf8
 from protfold_peft.cli.main import _tell_of_thread, app
 from protfold_peft.configuration import read_yaml
 from protfold_peft.data.prepare import search
-from protfold_peft.errors import CheckpointError, ConfigError, DataError
-from protfold_peft.files import replacing
+from protfold_peft.errors import CheckpointError, ConfigError, DataError, ProtfoldError
+from protfold_peft.files import naming, replacing
 from protfold_peft.language.records import read_records
 from protfold_peft.runtime import LOGGER, configure_logging
 
@@ -228,3 +228,21 @@ def test_an_interrupted_search_stops_all_its_programs_and_leaves_nothing(tmp_pat
     finally:
         signal.signal(signal.SIGINT, before)
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "basic_ios::clear: iostream error",
+        "[enforce fail at inline_container.cc:672] . unexpected pos 5312 vs 5204",
+    ],
+)
+def test_a_full_disk_as_torch_tells_it_names_the_folder(tmp_path, told):
+    """The optimizer's state of a language run; before, these were called unexpected."""
+    with (
+        pytest.raises(ProtfoldError, match="run: a file could not be written; is the disk full?"),
+        naming(tmp_path / "run"),
+    ):
+        raise RuntimeError(told)
+    with pytest.raises(RuntimeError, match="another"), naming(tmp_path / "run"):
+        raise RuntimeError("another error")
