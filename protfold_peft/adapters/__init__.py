@@ -1,21 +1,21 @@
 """The shared adapter core: sites, tensor networks, and the PEFT tuner around them. Knows nothing of proteins."""
 
 from protfold_peft.adapters.checks import DeadAdapterError, DeadSite, GradientCheck, check_gradients
-from protfold_peft.adapters.config import (
+from protfold_peft.adapters.config import TensorAdapterConfig, TensorPeftType
+from protfold_peft.adapters.describe import AdapterDescription, GroupDescription, describe_adapters
+from protfold_peft.adapters.layer import BrokenAdapterError, TensorLinear, collapsed
+from protfold_peft.adapters.loading import load_adapter
+from protfold_peft.adapters.methods import (
     METHODS,
     LoRTAConfig,
     LoTRConfig,
     SiteLoRAConfig,
     TensLoRAConfig,
-    TensorAdapterConfig,
-    TensorPeftType,
     TensorTrainConfig,
     TeRAConfig,
     register_network,
 )
-from protfold_peft.adapters.describe import AdapterDescription, GroupDescription, describe_adapters
-from protfold_peft.adapters.layer import BrokenAdapterError, MixedBatchError, TensorLinear, collapsed
-from protfold_peft.adapters.loading import load_adapter
+from protfold_peft.adapters.mixed_batch import MixedBatchError
 from protfold_peft.adapters.model import TensorAdapterModel
 from protfold_peft.adapters.optimization import DeadAdapterCallback, adapter_param_groups
 from protfold_peft.adapters.register import register

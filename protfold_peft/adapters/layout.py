@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 
 from protfold_peft.adapters.config import HEAD_LAYOUTS, TensorAdapterConfig
-from protfold_peft.adapters.discovery import ALL_LINEAR, check_fit, default_targets, find_maps, n_layers, select
+from protfold_peft.adapters.discovery import ALL_LINEAR, check_fit, default_targets, select
+from protfold_peft.adapters.linear_maps import find_maps, n_layers
 from protfold_peft.adapters.networks import NETWORKS, by_group
 from protfold_peft.adapters.site_table import VERSION, pack
 from protfold_peft.adapters.sites import LinearMap, assign

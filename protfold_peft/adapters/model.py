@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from protfold_peft.adapters.architectures import ARCHITECTURES
 from protfold_peft.adapters.checkpoint import check_factors
 from protfold_peft.adapters.config import TensorAdapterConfig
-from protfold_peft.adapters.discovery import innermost
-from protfold_peft.adapters.layer import BASE, PREFIX, MixedBatchError, TensorLinear
+from protfold_peft.adapters.layer import PREFIX, TensorLinear
 from protfold_peft.adapters.layout import FROZEN, settle_layout
+from protfold_peft.adapters.linear_maps import innermost
+from protfold_peft.adapters.mixed_batch import BASE, MixedBatchError
 from protfold_peft.adapters.networks import TensorNetwork
 from protfold_peft.errors import CheckpointError, ConfigError
 
