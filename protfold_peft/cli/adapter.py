@@ -10,8 +10,7 @@ import typer
 
 from protfold_peft.cli.adapter_info import print_info
 from protfold_peft.cli.common import (
-    DebugOption,
-    JsonOption,
+    command_group,
     error_boundary,
     examples,
     one_folder,
@@ -19,16 +18,10 @@ from protfold_peft.cli.common import (
     print_json,
     quieten,
 )
+from protfold_peft.cli.options import DebugOption, JsonOption
 from protfold_peft.errors import ConfigError
 
-adapter = typer.Typer(
-    name="adapter",
-    help="Look at, merge, convert and combine saved adapters.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+adapter = command_group("adapter", "Look at, merge, convert and combine saved adapters.")
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="ADAPTER", help="Folder of a saved adapter.")]
 OutArgument = Annotated[Path | None, typer.Argument(metavar="OUT", help="Folder to write.")]
