@@ -91,6 +91,7 @@ class Cell:
 
     @property
     def rate(self) -> float:
+        """The learning rate, to one digit."""
         return float(f"{10 ** (self.place / 2):.0e}")
 
     def file(self, out: Path) -> Path:
@@ -215,6 +216,7 @@ def encoder_of(part: str) -> str | None:
 
 
 def has_encoder(kind: str, out: Path) -> bool:
+    """Whether an encoder is trained already."""
     return (out / "data" / kind / "encoder").exists()
 
 

@@ -87,6 +87,7 @@ def prepare_glue(part: str, folder: Path, data: Path) -> None:
 
 
 def sentence(part: str, line: str) -> str:
+    """The text of a line of a task's file."""
     return line.split("\t")[3 if part == "cola" else 0]
 
 
@@ -101,6 +102,7 @@ def prepare_text(part: str, folder: Path, data: Path) -> None:
 
 
 def untrained_roberta(folder: Path, texts: list[str]) -> None:
+    """Write a tokenizer made from the texts and a RoBERTa with its configuration, without weights."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(texts, vocab_size=2_000, special_tokens=special, show_progress=False)

@@ -88,6 +88,7 @@ class TensorAdapterConfig(PeftConfig):
     layout: dict[str, Any] | None = field(default=None, metadata={"help": "resolved sites; filled in"})
 
     def __new__(cls, *args: Any, **kwargs: Any) -> TensorAdapterConfig:
+        """Choose the face of the network, and refuse unknown keys."""
         # PEFT builds the class that it has registered for the type, and drops keys that it does not know with no
         # more than a warning: the right face is chosen and the keys are checked here, before it can.
         if cls is TensorAdapterConfig:
@@ -103,6 +104,7 @@ class TensorAdapterConfig(PeftConfig):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        """Check the values that all networks have."""
         super().__post_init__()
         self.peft_type = TensorPeftType.TENSOR_NETWORK
         face = self.faces.get(self.network)

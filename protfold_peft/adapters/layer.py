@@ -168,6 +168,7 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         return self._collapsed[adapter_name][1]
 
     def _make_matrices(self, adapter_name: str) -> Matrices:
+        """`matrices`, made afresh: the pairs of all sites, one below the other."""
         downs, ups = [], []
         for site in self.tensor_sites[adapter_name]:
             down, up = cast(LowRankNetwork, self.network(adapter_name, site)).pair(site)
@@ -223,11 +224,13 @@ class TensorLinear(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def _base_plus(self, adapter_name: str, sign: int) -> Tensor:
+        """The base weight with an adapter's update added (`sign` 1) or taken away (-1)."""
         weight = self.get_base_weight()
         # The sum is taken in the wider of the two formats: a bf16 update added to a bf16 weight is rounded twice.
         return (weight + sign * self.get_delta_weight(adapter_name).to(weight.device)).to(weight.dtype)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """PEFT's hook after an adapter is added, here without its change of number format."""
         # PEFT's version would also cast the factors to the base layer's format, which loses bits of a loaded fp32
         # adapter. The factors are shared, so the first site of their group decides alone.
         if adapter_name not in self.tensor_factors:
@@ -245,9 +248,11 @@ class TensorLinear(nn.Module, BaseTunerLayer):
                 setattr(factors, name, buffer.to(device))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """PEFT's question whether `convert_to_lora` can take this layer: it works from the dense update, so yes."""
         return True
 
     def extra_repr(self) -> str:
+        """How the base layer is quantised, as PEFT's own layers show it."""
         return quantization_extra_repr(self)
 
     def __repr__(self) -> str:

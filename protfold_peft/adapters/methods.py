@@ -25,14 +25,17 @@ class _AlphaConfig(TensorAdapterConfig):
     use_rslora: bool = field(default=False, metadata={"help": "scale by alpha / sqrt(r)"})
 
     def __post_init__(self) -> None:
+        """Check `alpha` too."""
         super().__post_init__()
         check_positive("alpha", self.alpha)
 
     @property
     def scaling(self) -> float:
+        """`alpha / r`, or `alpha / sqrt(r)` with `use_rslora`."""
         return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def network_options(self) -> dict[str, Any]:
+        """Rank, scale and `alpha`, from which some starts are drawn."""
         return {"rank": self.r, "scale": self.scaling, "alpha": self.alpha}
 
 
@@ -79,6 +82,7 @@ class TensorTrainConfig(_AlphaConfig):
     heads: bool = field(default=False, metadata={"help": "a core for each attention head"})
 
     def network_options(self) -> dict[str, Any]:
+        """As of the others, and whether heads have cores."""
         return super().network_options() | {"heads": self.heads}
 
 
@@ -121,6 +125,7 @@ class TensLoRAConfig(TensorAdapterConfig):
     match_lora_rank: int | None = field(default=None, metadata={"help": "LoRA's rank to match in parameters"})
 
     def __post_init__(self) -> None:
+        """Check the variant and that the mode ranks are chosen in one way only."""
         super().__post_init__()
         check_choice("variant", self.variant, VARIANTS)
         check_positive("scale", self.scale)
@@ -139,12 +144,15 @@ class TensLoRAConfig(TensorAdapterConfig):
 
     @property
     def scaling(self) -> float:
+        """`scale`, whatever the ranks are."""
         return self.scale
 
     def network_options(self) -> dict[str, Any]:
+        """Variant and scale; the mode ranks of each group come from its plan."""
         return {"variant": self.variant, "scale": self.scale}
 
     def plan_options(self) -> dict[str, Any]:
+        """All that the mode ranks are chosen from."""
         return {
             "variant": self.variant,
             "r": self.r,
@@ -175,6 +183,7 @@ class TeRAConfig(TensorAdapterConfig):
     save_frozen: bool = field(default=False, metadata={"help": "keep the frozen tensors in saved files"})
 
     def __post_init__(self) -> None:
+        """Check scale, factors and seed too."""
         super().__post_init__()
         check_positive("scale", self.scale)
         if type(self.axis_factors) is not int or not 1 <= self.axis_factors <= 8:
@@ -184,12 +193,15 @@ class TeRAConfig(TensorAdapterConfig):
 
     @property
     def scaling(self) -> float:
+        """`scale`, whatever the ranks are."""
         return self.scale
 
     def network_options(self) -> dict[str, Any]:
+        """Scale, and what the frozen tensors are drawn from."""
         return {"scale": self.scale, "seed": self.seed, "init": self.init, "save_frozen": self.save_frozen}
 
     def plan_options(self) -> dict[str, Any]:
+        """Rank, and into how many modes an axis is factored."""
         return {"r": self.r, "axis_factors": self.axis_factors}
 
 

@@ -84,12 +84,14 @@ class DeadAdapterCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Put the hooks of the check on the model."""
         if self.check is not None:
             self.check.attach()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Leave once every site got a gradient; raise if some did not by the last step that is watched."""
         if self.check is None:
             return
         backward_passes = state.global_step + 1

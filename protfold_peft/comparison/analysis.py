@@ -52,10 +52,12 @@ class ArmScores:
 
     @property
     def label(self) -> str:
+        """Of the arm, as in tables and plots."""
         return self.arm.label
 
     @property
     def parameters(self) -> int:
+        """Trained parameters; 0 for the base."""
         return int(self.facts["parameters"] or 0)
 
     def mean(self, measure: str, where: np.ndarray | None = None) -> float:

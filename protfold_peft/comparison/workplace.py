@@ -40,12 +40,15 @@ class Workplace:
     chains: RunChains
 
     def scores_file(self, cell: Cell) -> Path:
+        """Where the content of a cell is once it is done."""
         return self.out / CELLS / f"{cell.name}.json"
 
     def failure_file(self, cell: Cell) -> Path:
+        """Where it says why a cell failed."""
         return self.out / CELLS / f"{cell.name}.failed.txt"
 
     def training_folder(self, arm: Arm, learning_rate: float, seed: int) -> Path:
+        """Where the result of a training is."""
         return self.out / TRAININGS / training_name(arm, learning_rate, seed)
 
     @property

@@ -31,15 +31,18 @@ class ProgressCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Start the bar, at the step of a resumed run."""
         self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar on."""
         if self.task is not None:
             self.progress.update(self.task, completed=state.global_step)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
+        """Show the loss."""
         if self.task is not None and logs and "loss" in logs:
             self.progress.update(self.task, description=f"training, loss {float(logs['loss']):.4g}")
 
@@ -63,6 +66,7 @@ class LogCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Start the table, with the rows up to the checkpoint of a resumed run."""
         self._start = time.monotonic()
         if not state.is_world_process_zero:
             return
@@ -76,11 +80,13 @@ class LogCallback(TrainerCallback):
             table.writerows(kept)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """See to a row for the last step."""
         # The last step is logged whether or not it is a multiple of `log_every`.
         if state.global_step == state.max_steps:
             control.should_log = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Mark the checkpoint as complete."""
         # Everything else of the checkpoint is on the disk by now; without the marker it is never resumed.
         if state.is_world_process_zero:
             checkpoints.mark_complete(self.path.parent / f"{checkpoints.PREFIX}{state.global_step}")
@@ -88,6 +94,11 @@ class LogCallback(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
+        """Write a row.
+
+        Raises:
+            NonFiniteError: The loss is NaN or infinite.
+        """
         logs = logs or {}
         if "loss" in logs and not math.isfinite(float(logs["loss"])):
             raise NonFiniteError(
@@ -125,6 +136,7 @@ class IdleParameterCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Strike off the modules that got a gradient; raise if some are left by the last step that is watched."""
         if state.global_step >= DEAD_AFTER_STEPS or not self.members:
             return
         alive = {

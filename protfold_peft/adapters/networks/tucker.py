@@ -62,6 +62,7 @@ class _Stacking:
 
     @classmethod
     def of(cls, variant: str) -> _Stacking:
+        """The modes of a variant, by the parts of its name."""
         parts = variant.split("_")
         return cls("att" in parts, "qkv" in parts, "depth" in parts)
 
@@ -128,6 +129,7 @@ class TuckerNetwork(LowRankNetwork):
 
     @classmethod
     def group_of(cls, linear: LinearMap, options: Options) -> GroupKey:
+        """A tensor for each layer or kind that the variant does not stack; by widths with heads, else by shape."""
         stacking = _Stacking.of(options["variant"])
         key = attention_key(linear) if stacking.heads and linear.heads is not None else shape_key(linear)
         own = [] if stacking.layers else [f"layer{linear.layer}"]
@@ -157,6 +159,7 @@ class TuckerNetwork(LowRankNetwork):
         }
 
     def modes(self) -> dict[str, int]:
+        """The length of every mode, and of the head factors of other numbers of heads."""
         sizes: dict[str, int] = {}
         for mode in self.mode_ranks:
             if mode == "heads":
@@ -166,12 +169,15 @@ class TuckerNetwork(LowRankNetwork):
         return sizes
 
     def ranks(self) -> dict[str, int]:
+        """The rank of every mode."""
         return dict(self.mode_ranks)
 
     def _length(self, mode: str) -> int:
+        """Length of a mode; with several numbers of heads the largest."""
         return max(self.head_factors) if mode == "heads" else len(self.factor(f"U_{mode}"))
 
     def pair(self, site: Site) -> tuple[Tensor, Tensor]:
+        """`down (q, d_in)` and `up (d_out, q)`: the core of a layer and kind, joined to the side that leaves q smaller."""
         core = self.scale * self.core
         if "layers" in self.mode_ranks:
             core = _contract(core, self.factor("U_layers")[site.row])
