@@ -105,6 +105,7 @@ def select(model: nn.Module, targets: Targets, modules_to_save: Iterable[str] = 
 def _matching(
     modules: Sequence[str] | str, maps: list[LinearMap], model: nn.Module, architecture: Architecture | None
 ) -> set[str]:
+    """Keys of the maps that `modules` names."""
     known = [linear for linear in maps if linear.stack != OTHER]
     if isinstance(modules, str):
         if modules.lower() == ALL_LINEAR:
@@ -122,10 +123,12 @@ def _matching(
 
 
 def _ends_with(linear: LinearMap, target: str) -> bool:
+    """Whether a map's path or key is `target` or ends in it, at a dot."""
     return any(name == target or name.endswith(f".{target}") for name in (linear.path, linear.key))
 
 
 def _is_output(path: str, model: nn.Module) -> bool:
+    """Whether a module is the head that a task or the vocabulary has; some models cannot say."""
     if path.split(".")[0] in _TASK_HEADS:
         return True
     find = getattr(model, "get_output_embeddings", None)
@@ -157,6 +160,7 @@ def _excluded(linear: LinearMap, exclude: Sequence[str] | str | None) -> bool:
 
 
 def _in_layers(linear: LinearMap, targets: Targets) -> bool:
+    """Whether a map is in one of the chosen layers, by its own number or that of the named module list."""
     if targets.layers is None or targets.layers == []:
         return True
     wanted = [targets.layers] if isinstance(targets.layers, int) else targets.layers

@@ -53,6 +53,7 @@ def settle_layout(config: TensorAdapterConfig, model: nn.Module) -> dict[str, An
 
 
 def _resolve(config: TensorAdapterConfig, model: nn.Module) -> dict[str, Any]:
+    """A new layout from the target modules, with groups and their settings."""
     architecture, maps = find_maps(model)
     chosen = select(model, config.targets, config.modules_to_save or ())
     targets = config.target_modules

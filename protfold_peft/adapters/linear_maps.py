@@ -95,6 +95,11 @@ def _known_map(
     layer: int,
     shape: tuple[int, int, bool],
 ) -> LinearMap:
+    """The map of one entry of an architecture's table.
+
+    Raises:
+        ConfigError: The module has other sizes than the model's config states.
+    """
     total, d_in, transposed = shape
     d_out = total // projection.parts
     heads, rows = None, None

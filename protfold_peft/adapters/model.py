@@ -150,6 +150,7 @@ class TensorAdapterModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        """PEFT's hook for a module that has sites: give its `TensorLinear`, made here if need be, the adapter."""
         networks = self.networks(adapter_name)
         sites = [site for group in networks.values() for site in group.sites if site.path == current_key]
         layer = target

@@ -200,6 +200,7 @@ def _run(
     verbose: bool,
     debug: bool,
 ) -> None:
+    """Read the configuration, train, and print the scores."""
     with error_boundary(debug=debug):
         quieten()
         from protfold_peft import language

@@ -75,6 +75,7 @@ def _ends(analysis: Analysis, one: ArmScores) -> tuple[float, float]:
 
 
 def _parameters(analysis: Analysis, axes: Any) -> None:
+    """Mean score against trained parameters, a line for each method."""
     base = analysis.base.mean(analysis.score)
     axes.axhline(base, color="0.5", linestyle="--", label=f"base model, {base:.3f}")
     for method, (colour, mark) in colours(analysis).items():
@@ -94,6 +95,7 @@ def _parameters(analysis: Analysis, axes: Any) -> None:
 
 
 def _differences(analysis: Analysis, axes: Any) -> None:
+    """What each target gains over the base model, arm by arm."""
     base = analysis.base.values[analysis.score][0]
     jitter = np.random.default_rng(0).uniform(-0.18, 0.18, size=len(base))
     styles = colours(analysis)
@@ -114,6 +116,7 @@ def _differences(analysis: Analysis, axes: Any) -> None:
 
 
 def _classes(analysis: Analysis, axes: Any) -> None:
+    """Mean scores within each class of targets, as bars."""
     masks = analysis.classes()
     width = 0.8 / (len(analysis.arms) + 1)
     styles = colours(analysis)

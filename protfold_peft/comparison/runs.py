@@ -65,6 +65,7 @@ def run_cell(place: Workplace, cell: Cell, *, judge: bool = True) -> None:
 
 
 def _run(place: Workplace, cell: Cell, rate: float | None) -> dict[str, Any]:
+    """Do a cell, and give what its file is to hold."""
     content: dict[str, Any] = {"cell": _described(cell, rate), "of": cell_fingerprint(place, cell, rate)}
     folder = _prepare(place, cell, rate)
     if folder is None:
@@ -161,6 +162,7 @@ def _changed(old: dict[str, Any], new: dict[str, Any], prefix: tuple[str, ...] =
 
 
 def _facts_of_training(folder: Path) -> dict[str, Any]:
+    """What a training's own files say of its cost and its validation."""
     results = json.loads((folder / output.RESULTS).read_text(encoding="utf-8"))
     weights = next(
         folder / name for name in (output.ADAPTER_WEIGHTS, output.MODEL_WEIGHTS) if (folder / name).is_file()
@@ -186,6 +188,7 @@ def step_seconds(metrics: Path) -> float | None:
 
 
 def _judged(place: Workplace, cell: Cell, folder: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The scores of all targets, folded with the base model (`folder` None) or the result of a training."""
     start = time.monotonic()
     settings = place.config.finetune.model
     full = cell.arm is not None and place.config.methods[cell.arm.method].method == FULL

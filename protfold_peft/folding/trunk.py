@@ -135,6 +135,7 @@ class FoldingTrunk(EsmFoldingTrunk):
             return self._graphs.run(s, z, mask, aatype, self._place if unchanged else None, graphs=graphs)
 
     def _blocks(self, s: Tensor, z: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The states after all blocks, one after the other on PyTorch's operations."""
         enabled = self.autocast_dtype is not None
         with torch.autocast(s.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled):
             for block in self.blocks:

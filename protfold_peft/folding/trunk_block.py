@@ -141,6 +141,7 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
         mask: Tensor,
         chunk_size: int | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """`forward` on the kernels of `_frozen_kernels`, in autocast's number format."""
         dtype = torch.get_autocast_dtype(sequence_state.device.type)
         return frozen(self, sequence_state, pairwise_state, mask, dtype)
 
@@ -163,6 +164,7 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
         return self.shared_kernels[0]
 
     def _updated(self, s: Tensor, z: Tensor, mask: Tensor, pair_mask: Tensor) -> Tensor:
+        """The new pair state, where gradients are recorded."""
         z = z + self.sequence_to_pair(s)
         z = z + _dropped(self.row_drop, self.tri_mul_out(z, pair_mask))
         z = z + _dropped(self.col_drop, self.tri_mul_in(z, pair_mask))
@@ -171,6 +173,7 @@ class TrunkBlock(GradientCheckpointingLayer, EsmFoldTriangularSelfAttentionBlock
         return self.mlp_pair(z)
 
     def _update_(self, s: Tensor, z: Tensor, mask: Tensor, pair_mask: Tensor, rows: int) -> None:
+        """The same in place, `rows` rows at a time, without dropout."""
         to_pair = self.sequence_to_pair
         q, k = to_pair.proj(to_pair.layernorm(s)).chunk(2, dim=-1)
         for part in row_slices(z.shape[1], rows):

@@ -167,6 +167,7 @@ def _working_folder(out: Path, config: RunConfig, *, resume: bool, cpu: bool) ->
 
 
 def _train(trainer: Any, task: Task[Any], working: Path, checkpoint: str | None, *, dead_check: bool) -> None:
+    """Train, with bar, log and the watch over the adapter."""
     for unwanted in (PrinterCallback, BarOfTransformers):
         trainer.remove_callback(unwanted)
     with progress_bar("steps") as progress:
@@ -192,6 +193,7 @@ def _best_step(trainer: Any) -> int | None:
 
 
 def _save(model: Any, task: Task[Any], config: RunConfig, result: RunResult, working: Path) -> None:
+    """Write everything that the folder of a finished run holds."""
     if config.adapter.method == FULL and config.adapter.start is None:
         model.save_pretrained(str(working))
         task.tokenizer.save_pretrained(str(working))

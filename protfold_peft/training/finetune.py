@@ -104,6 +104,7 @@ def finetune(
 def _run(
     config: FinetuneConfig, data: RunChains, arguments: TrainingArguments, working: Path, start: float, *, report: bool
 ) -> FinetuneResult:
+    """Judge, train, judge again, and write the result into the working folder."""
     device = arguments.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -246,6 +247,7 @@ def _folded(network: Any, chains: Sequence[TrainingChain], recycles: int, what: 
 
 
 def _log_to(path: Path) -> logging.Handler:
+    """Write the log to a file as well."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.setLevel(logging.INFO)

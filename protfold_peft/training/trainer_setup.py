@@ -99,6 +99,7 @@ def training_arguments(config: FinetuneConfig, working: Path) -> TrainingArgumen
 
 
 def _trackers(wanted: Sequence[str], working: Path) -> list[str]:
+    """Those of the wanted trackers that are installed, set up."""
     import os
 
     from transformers.integrations import is_tensorboard_available, is_wandb_available

@@ -85,6 +85,11 @@ def module_pairs(adapter: SavedAdapter, rank: int | None = None) -> Iterator[Mod
 
 
 def _module(path: str, sites: Sequence[Site], down: Tensor, up: Tensor, norm: float, lost: float) -> ModulePair:
+    """The pair of a module with its norm, which is measured here where it is NaN.
+
+    Raises:
+        NonFiniteError: The pair holds NaN or infinity.
+    """
     if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
         raise NonFiniteError(f"the update of '{path}' holds NaN or infinity: the adapter's training has failed")
     if math.isnan(norm):
@@ -95,6 +100,7 @@ def _module(path: str, sites: Sequence[Site], down: Tensor, up: Tensor, norm: fl
 def _check_rank(
     path: str, sites: Sequence[Site], networks: Sequence[TensorNetwork], rank: int | None, adapter: SavedAdapter
 ) -> None:
+    """Refuse a high-rank update for which no rank was chosen."""
     if rank is not None or all(isinstance(network, LowRankNetwork) for network in networks):
         return
     exact = sum(_rank_bound(network, site) for network, site in zip(networks, sites, strict=True))
@@ -105,6 +111,7 @@ def _check_rank(
 
 
 def _rank_bound(network: TensorNetwork, site: Site) -> int:
+    """What the rank of a site's update cannot exceed."""
     bound = min(site.d_in, site.d_out)
     if isinstance(network, RandomTuckerNetwork):
         kept = network.mode_ranks
@@ -161,6 +168,7 @@ def _orthogonal_form(network: RandomTuckerNetwork, site: Site) -> tuple[Tensor, 
 
 
 def _kron(matrices: Sequence[Tensor]) -> Tensor:
+    """Kronecker product of all the matrices."""
     product = matrices[0]
     for matrix in matrices[1:]:
         product = torch.kron(product, matrix)

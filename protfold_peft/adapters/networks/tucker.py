@@ -76,6 +76,7 @@ class _Mode:
 
 
 def _modes(sites: Sequence[Site], stacking: _Stacking) -> dict[str, _Mode]:
+    """The modes of a group's tensor, in the order of the core's axes."""
     if stacking.heads and sites[0].heads is not None:
         width, split_width = one_width(sites, "TensLoRA")
         counts = head_counts(sites)
@@ -177,7 +178,7 @@ class TuckerNetwork(LowRankNetwork):
         return max(self.head_factors) if mode == "heads" else len(self.factor(f"U_{mode}"))
 
     def pair(self, site: Site) -> tuple[Tensor, Tensor]:
-        """`down (q, d_in)` and `up (d_out, q)`: the core of a layer and kind, joined to the side that leaves q smaller."""
+        """`down (q, d_in)` and `up (d_out, q)`: the core of a layer and kind, on the side that leaves q smaller."""
         core = self.scale * self.core
         if "layers" in self.mode_ranks:
             core = _contract(core, self.factor("U_layers")[site.row])

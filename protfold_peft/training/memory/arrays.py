@@ -42,6 +42,7 @@ class _LiveArrays(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what it returns."""
         given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
@@ -50,6 +51,7 @@ class _LiveArrays(TorchDispatchMode):
         return result
 
     def _count(self, storage: torch.UntypedStorage, given: set[int]) -> None:
+        """Count a storage until it is freed, unless it is known or was an input."""
         key = storage._cdata
         if key in self._known or key in given:
             return

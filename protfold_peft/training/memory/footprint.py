@@ -135,6 +135,7 @@ def held_bytes(model: nn.Module, device: torch.device) -> int:
 
 
 def _block_bytes(base: EsmFold, batch: int, length: int) -> int:
+    """What the last block of the trunk saves at a length."""
     trunk = base.trunk
     device, dtype = base.device, base.esm_s_combine.dtype
     c_s, c_z = trunk.config.sequence_state_dim, trunk.config.pairwise_state_dim
@@ -155,6 +156,7 @@ def _block_bytes(base: EsmFold, batch: int, length: int) -> int:
 
 
 def _layer_bytes(base: EsmFold, batch: int, length: int) -> int:
+    """What the last layer of the language model saves at a length."""
     esm = base.esm
     device = base.device
     dtype = esm.embeddings.word_embeddings.weight.dtype
