@@ -16,10 +16,11 @@ from transformers import PrinterCallback
 from transformers import ProgressCallback as BarOfTransformers
 
 from protfold_peft.adapters.named import FULL
+from protfold_peft.adapters.optimization import dead_adapter_callback
 from protfold_peft.errors import ConfigError, ProtfoldError
 from protfold_peft.files import write_text
 from protfold_peft.language import output
-from protfold_peft.language.callbacks import LogCallback, ProgressCallback, dead_adapter_callback
+from protfold_peft.language.callbacks import LogCallback, ProgressCallback
 from protfold_peft.language.classify import Classification, check_classify
 from protfold_peft.language.config import ClassifyConfig, RunConfig
 from protfold_peft.language.dpo import PreferenceOptimization

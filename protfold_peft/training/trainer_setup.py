@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainingArguments
 
+from protfold_peft.adapters.optimization import dead_adapter_callback
 from protfold_peft.data import ChainFolder, CropDataset, PartDataset, collate_parts
 from protfold_peft.errors import ConfigError
 from protfold_peft.runtime import resolve_device
@@ -53,9 +54,6 @@ def make_trainer(
     trainer.add_callback(bad)
     trainer.add_callback(RunningMeanCallback(trainer, bad))
     if training.dead_adapter_check and config.mode != "full":
-        # Its package builds on this one.
-        from protfold_peft.language.callbacks import dead_adapter_callback
-
         trainer.add_callback(dead_adapter_callback(model))
     return trainer
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from protfold_peft.adapters.cards import method_name
 from protfold_peft.adapters.folders.saved import SavedAdapter
 from protfold_peft.adapters.networks import LowRankNetwork, RandomTuckerNetwork, TensorNetwork
+from protfold_peft.adapters.networks.random_tucker import kronecker
 from protfold_peft.adapters.sites import Site
 from protfold_peft.errors import ConfigError, NonFiniteError
 
@@ -163,16 +164,8 @@ def _orthogonal_form(network: RandomTuckerNetwork, site: Site) -> tuple[Tensor, 
         basis, triangle = torch.linalg.qr(factor)
         bases.append(basis)
         core = torch.movedim(torch.tensordot(triangle, core, dims=([1], [mode])), 0, mode)
-    left, right = (_kron(part) for part in (bases[: network.n_output], bases[network.n_output :]))
+    left, right = (kronecker(part) for part in (bases[: network.n_output], bases[network.n_output :]))
     return left, core.reshape(left.shape[1], right.shape[1]), right
-
-
-def _kron(matrices: Sequence[Tensor]) -> Tensor:
-    """Kronecker product of all the matrices."""
-    product = matrices[0]
-    for matrix in matrices[1:]:
-        product = torch.kron(product, matrix)
-    return product
 
 
 def _cut(left: Tensor, core: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:

@@ -139,7 +139,7 @@ class RandomTuckerNetwork(TensorNetwork):
     def delta(self, site: Site) -> Tensor:
         """The dense `dW`, `(d_out, d_in)`, as Kronecker products of the modes' matrices around the core."""
         scaled = self._scaled(site)
-        left, right = _kron(scaled[: self.n_output]), _kron(scaled[self.n_output :])
+        left, right = kronecker(scaled[: self.n_output]), kronecker(scaled[self.n_output :])
         return left @ self._core(left) @ right.T
 
     @torch.no_grad()
@@ -216,7 +216,7 @@ def balanced_factors(number: int, count: int) -> list[int]:
     return sorted(factors, reverse=True)
 
 
-def _kron(matrices: Sequence[Tensor]) -> Tensor:
+def kronecker(matrices: Sequence[Tensor]) -> Tensor:
     """The Kronecker product, `(prod I, prod R)`, the first index slowest."""
     product = matrices[0]
     for matrix in matrices[1:]:
