@@ -7,10 +7,12 @@ import random
 import sys
 import warnings
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
+from packaging.version import Version
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -27,6 +29,7 @@ from rich.text import Text
 from protfold_peft.errors import ConfigError
 
 LOGGER = logging.getLogger("protfold")
+LEAST_BITSANDBYTES = "0.47"
 
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -144,6 +147,27 @@ def resident_memory(field: str = "VmRSS") -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)
+
+
+def require_bitsandbytes(setting: str) -> None:
+    """See that bitsandbytes is there, and not a release that multiplies 8-bit matrices wrongly on a CPU (0.46 does).
+
+    Args:
+        setting: What asks for it, for the message.
+
+    Raises:
+        ConfigError: It is not installed, or too old.
+    """
+    try:
+        found = version("bitsandbytes")
+    except PackageNotFoundError:
+        found = ""
+    if not found or Version(found) < Version(LEAST_BITSANDBYTES):
+        here = f", and {found} is installed" if found else ""
+        raise ConfigError(
+            f"{setting} needs bitsandbytes {LEAST_BITSANDBYTES} or newer{here}: "
+            f"pip install 'bitsandbytes>={LEAST_BITSANDBYTES}'"
+        )
 
 
 def quieten() -> None:

@@ -6,8 +6,12 @@ import re
 from importlib import metadata, resources
 from pathlib import Path
 
+import pytest
+
 import protfold_peft
+from protfold_peft import runtime
 from protfold_peft.cli.main import main
+from protfold_peft.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -33,3 +37,21 @@ def test_files_that_are_no_modules_are_installed() -> None:
     assert Path("folding", "protfold_mini", "model.safetensors") in names
     for name in names:
         assert installed.joinpath(*name.parts).read_bytes() == (here / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(("found", "said"), [(None, "0.47 or newer: pip"), ("0.46.1", "0.47 or newer, and 0.46.1 is")])
+def test_an_unfit_bitsandbytes_is_refused(monkeypatch: pytest.MonkeyPatch, found: str | None, said: str) -> None:
+    def version(name: str) -> str:
+        assert name == "bitsandbytes"
+        if found is None:
+            raise metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(runtime, "version", version)
+    with pytest.raises(ConfigError, match=rf"^model.quantize=8bit needs bitsandbytes {re.escape(said)}"):
+        runtime.require_bitsandbytes("model.quantize=8bit")
+
+
+def test_the_least_bitsandbytes_is_that_of_the_tests() -> None:
+    declared = [line for line in metadata.requires("protfold-peft") or () if line.startswith("bitsandbytes")]
+    assert [re.split("[;,]", line)[0].strip() for line in declared] == [f"bitsandbytes>={runtime.LEAST_BITSANDBYTES}"]

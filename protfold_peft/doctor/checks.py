@@ -32,7 +32,7 @@ _PACKAGE = "protfold-peft"
 # Module, and what it is for.
 _OPTIONAL_MODULES = {
     "trl": "protfold lm sft and dpo: pip install 'protfold-peft[llm]'",
-    "bitsandbytes": "8- and 4-bit base models: pip install bitsandbytes",
+    "bitsandbytes": "8- and 4-bit base models: pip install 'bitsandbytes>=0.47'",
     "triton": "fused kernels on a GPU; comes with PyTorch for CUDA",
     "cuequivariance_torch": "NVIDIA's triangle kernels: pip install cuequivariance-torch",
     "openfold": "loss.backend: openfold; docs say how to build it",

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from protfold_peft.errors import ConfigError
+from protfold_peft.runtime import require_bitsandbytes
 
 
 def quantize_language_model(network: Any, bits: str, compute_dtype: torch.dtype) -> None:
@@ -26,14 +27,13 @@ def quantize_language_model(network: Any, bits: str, compute_dtype: torch.dtype)
         compute_dtype: The format of the products.
 
     Raises:
-        ConfigError: bitsandbytes is not installed, or `bits` is neither.
+        ConfigError: bitsandbytes is not installed or too old, or `bits` is neither.
     """
     if bits not in ("8bit", "4bit"):
         raise ConfigError(f"quantize={bits}: use 8bit or 4bit")
-    try:
-        import bitsandbytes as bnb
-    except ImportError:
-        raise ConfigError(f"quantize={bits} needs bitsandbytes: pip install bitsandbytes") from None
+    require_bitsandbytes(f"quantize={bits}")
+    import bitsandbytes as bnb
+
     encoder = network.esm.encoder
     for path, layer in [(path, module) for path, module in encoder.named_modules() if type(module) is nn.Linear]:
         has_bias = layer.bias is not None

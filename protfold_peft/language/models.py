@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from protfold_peft.errors import CheckpointError, ConfigError
 from protfold_peft.language.config import ModelConfig
-from protfold_peft.runtime import DTYPES, resolve_device
+from protfold_peft.runtime import DTYPES, require_bitsandbytes, resolve_device
 
 # Tokenizers without a limit say so with a huge number.
 _NO_LIMIT = 1_000_000
@@ -77,10 +77,7 @@ def _has_no_weights(name: str) -> bool:
 
 
 def _quantization(kind: str) -> Any:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"model.quantize={kind} needs bitsandbytes: pip install bitsandbytes") from error
+    require_bitsandbytes(f"model.quantize={kind}")
     from transformers import BitsAndBytesConfig
 
     # As in QLoRA: NF4, with the scales quantised too.

@@ -1,6 +1,6 @@
 """How well a model folds given chains: from the sequence alone, as `protfold predict` does, in eval mode.
 
-One chain at a time, because padding changes the last digits of a prediction; with recycles of the weights' own number
+Folded one at a time, because padding changes the last digits of a prediction; with recycles of the weights' own number
 or the run's; on coordinates as a PDB file has them, to 0.001 A. So the scores are those that anybody gets who predicts
 the sequence and scores the file.
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from protfold_peft.data import TrainingChain, collate_chains
 from protfold_peft.errors import NonFiniteError
@@ -27,7 +28,10 @@ from protfold_peft.structure.residues import ATOM_INDEX
 CA, OXT = ATOM_INDEX["CA"], ATOM_INDEX["OXT"]
 SCORES = ("lddt_ca", "tm_score", "gdt_ts", "lddt", "plddt")
 CALIBRATION = ("pearson", "spearman", "error", "bias")
-# Residues of a chain that is scored on the CPU wherever it was folded.
+# On a GPU: chains that are scored together, at most so many residues of them, padding included, in a batch; a batch
+# of so few is scored on the CPU.
+_TOGETHER = 32
+_MOST = 8192
 _SHORT = 256
 
 Values = Mapping[str, float | None]
@@ -55,55 +59,102 @@ class Folded:
     true_lddt: Tensor
 
 
-def fold_chains(network: nn.Module, chains: Sequence[TrainingChain], recycles: int) -> Iterator[Folded]:
-    """Fold and score each chain in turn.
+def fold_chains(
+    network: nn.Module, chains: Sequence[TrainingChain], recycles: int, *, together: int | None = None
+) -> Iterator[Folded]:
+    """Fold each chain by itself, and score several at once.
 
     Args:
         network: `EsmFold`, or the PEFT model around it.
         chains: With experimental coordinates.
         recycles: Passes after the first.
+        together: Chains that are scored in one batch, which changes no score; by default 32 on a GPU, which starts the
+            thousands of small operations of a score more slowly than it does them, and 1 on a CPU.
 
     Raises:
         NonFiniteError: The model gave NaN or infinity; the message names the chain.
     """
+    if together is None:
+        together = 1 if next(network.parameters()).device.type == "cpu" else _TOGETHER
+    for first in range(0, len(chains), together):
+        yield from _scored([_fold(network, chain, recycles) for chain in chains[first : first + together]])
+
+
+@dataclass(frozen=True, eq=False)
+class _Prediction:
+    """A prediction beside the experiment: `(n, ...)` tensors where it was folded."""
+
+    chain: TrainingChain
+    atoms: Tensor
+    exists: Tensor
+    plddt: Tensor
+
+
+def _fold(network: nn.Module, chain: TrainingChain, recycles: int) -> _Prediction:
     device = next(network.parameters()).device
-    for chain in chains:
-        batch = {key: value.to(device) for key, value in collate_chains([chain]).items()}
-        with evaluating(network), torch.no_grad():
-            output: Any = network(batch["input_ids"], batch["attention_mask"], recycles=recycles)
-        exists = output.atom37_atom_exists.bool()
-        places = output.residx_atom37_to_atom14[..., None].expand(-1, -1, -1, 3)
-        atoms = output.positions[-1].double().gather(2, places).mul(1000).round().div(1000)
-        atoms = torch.where(exists[..., None], atoms, 0.0)
-        if not bool(atoms.isfinite().all()):
-            raise NonFiniteError(f"{chain.name}: the model's coordinates hold NaN or infinity")
-        plddt = output.plddt[0, :, CA].double()
-        # Scores are thousands of small operations, each of which a GPU starts more slowly than a CPU does a short one.
-        judge = torch.device("cpu") if len(chain) <= _SHORT else device
-        atoms, exists = atoms.to(judge), exists.to(judge)
-        batch = {key: value.to(judge) for key, value in batch.items()}
-        true, mask = batch["atom_positions"].double(), batch["atom_mask"].clone()
-        # The model places no terminal oxygen.
-        mask[..., OXT] = False
-        local = lddt(atoms[:, :, CA], true[:, :, CA], mask[:, :, CA])
-        tm, (ts,) = tm_and_gdt(atoms[:, :, CA], true[:, :, CA], mask[:, :, CA], None, (TS_CUTOFFS,))
-        # Of unknown residues the model places a backbone: their other atoms are not asked for.
-        full = lddt(atoms, true, mask & exists, restypes=batch["input_ids"])
-        values = {
-            "lddt_ca": local.score,
-            "tm_score": tm.score,
-            "gdt_ts": ts.score,
-            "lddt": full.score,
-            "plddt": plddt.mean(),
-        }
-        yield Folded(
-            name=chain.name,
-            residues=len(chain),
-            scores={name: _defined(value.item()) for name, value in values.items()},
-            atoms=atoms[0].float().cpu(),
-            plddt=plddt.cpu(),
-            true_lddt=local.per_residue[0].double().cpu(),
+    batch = {key: value.to(device) for key, value in collate_chains([chain]).items()}
+    with evaluating(network), torch.no_grad():
+        output: Any = network(batch["input_ids"], batch["attention_mask"], recycles=recycles)
+    exists = output.atom37_atom_exists.bool()
+    places = output.residx_atom37_to_atom14[..., None].expand(-1, -1, -1, 3)
+    atoms = output.positions[-1].double().gather(2, places).mul(1000).round().div(1000)
+    atoms = torch.where(exists[..., None], atoms, 0.0)
+    if not bool(atoms.isfinite().all()):
+        raise NonFiniteError(f"{chain.name}: the model's coordinates hold NaN or infinity")
+    return _Prediction(chain, atoms[0], exists[0], output.plddt[0, :, CA].double())
+
+
+def _scored(predictions: Sequence[_Prediction]) -> list[Folded]:
+    """The scores of some predictions, in their order, from batches of similar length."""
+    by_length = sorted(range(len(predictions)), key=lambda place: len(predictions[place].chain))
+    found: dict[int, Folded] = {}
+    for places in _batches(by_length, [len(one.chain) for one in predictions]):
+        found |= zip(places, _scored_at_once([predictions[place] for place in places]))
+    return [found[place] for place in range(len(predictions))]
+
+
+def _batches(by_length: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Places from the shortest to the longest, so that padding is at most a third and a batch has a bounded size."""
+    batch: list[int] = []
+    for place in by_length:
+        longest = lengths[place]
+        if batch and (longest > 1.5 * lengths[batch[0]] or longest * (len(batch) + 1) > _MOST):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def _scored_at_once(predictions: Sequence[_Prediction]) -> list[Folded]:
+    batch = collate_chains([one.chain for one in predictions])
+    device = predictions[0].atoms.device
+    judge = device if batch["input_ids"].numel() > _SHORT else torch.device("cpu")
+    batch = {key: value.to(judge) for key, value in batch.items()}
+    atoms = pad_sequence([one.atoms for one in predictions], batch_first=True).to(judge)
+    exists = pad_sequence([one.exists for one in predictions], batch_first=True).to(judge)
+    true, mask = batch["atom_positions"].double(), batch["atom_mask"].clone()
+    # The model places no terminal oxygen.
+    mask[..., OXT] = False
+    local = lddt(atoms[:, :, CA], true[:, :, CA], mask[:, :, CA])
+    tm, (ts,) = tm_and_gdt(atoms[:, :, CA], true[:, :, CA], mask[:, :, CA], None, (TS_CUTOFFS,))
+    # Of unknown residues the model places a backbone: their other atoms are not asked for.
+    full = lddt(atoms, true, mask & exists, restypes=batch["input_ids"])
+    columns = {"lddt_ca": local.score, "tm_score": tm.score, "gdt_ts": ts.score, "lddt": full.score}
+    values = {name: column.tolist() for name, column in columns.items()}
+    values["plddt"] = [one.plddt.mean().item() for one in predictions]
+    residues = local.per_residue.double().cpu()
+    return [
+        Folded(
+            name=one.chain.name,
+            residues=len(one.chain),
+            scores={name: _defined(column[place]) for name, column in values.items()},
+            atoms=one.atoms.float().cpu(),
+            plddt=one.plddt.cpu(),
+            true_lddt=residues[place, : len(one.chain)],
         )
+        for place, one in enumerate(predictions)
+    ]
 
 
 def mean_scores(scores: Sequence[Values]) -> dict[str, float | None]:

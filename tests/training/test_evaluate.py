@@ -13,7 +13,7 @@ from tmtools import tm_align
 
 from protfold_peft import load_model, predict, write_pdb
 from protfold_peft.data import read_chains
-from protfold_peft.training import predictions
+from protfold_peft.training import evaluate, predictions
 from protfold_peft.training.evaluate import Folded, calibration, fold_chains, mean_scores
 
 NAME = "protfold-mini-untrained"
@@ -39,6 +39,31 @@ def test_atoms_and_scores_are_those_of_the_predicted_file(loaded, structures: Pa
         np.testing.assert_allclose(residue["CA"].coord, folded.atoms[place, 1].numpy(), atol=1.1e-3)
         assert (folded.atoms[place] != 0).any(dim=-1).sum() == len(residue)
     assert folded.scores["plddt"] == pytest.approx(folded.plddt.mean().item())
+
+
+def test_scores_of_chains_together_are_those_of_each(loaded, structures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains of mixed lengths, some with gaps: in batches of several sizes, in the order that they were given."""
+    chains = read_chains(structures).chains
+    chains = sorted((one for one in chains if len(one) <= 130), key=lambda one: one.name)
+    alone = list(fold_chains(loaded.network, chains, 0))
+    assert [one.name for one in alone] == [one.name for one in chains]
+    assert len({one.residues for one in alone}) > 4
+    monkeypatch.setattr(evaluate, "_MOST", 300)
+    for one, other in zip(alone, fold_chains(loaded.network, chains, 0, together=7), strict=True):
+        assert (one.name, one.residues) == (other.name, other.residues)
+        assert one.scores == pytest.approx(other.scores, abs=1e-9)
+        torch.testing.assert_close(one.true_lddt, other.true_lddt, rtol=0, atol=1e-12, equal_nan=True)
+        assert torch.equal(one.atoms, other.atoms)
+        assert torch.equal(one.plddt, other.plddt)
+
+
+def test_batches_have_little_padding_and_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "_MOST", 100)
+    lengths = [60, 10, 30, 16, 14, 200, 32, 33, 35]
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batches = list(evaluate._batches(by_length, lengths))
+    found = [[lengths[place] for place in batch] for batch in batches]
+    assert found == [[10, 14], [16], [30, 32, 33], [35], [60], [200]]
 
 
 def test_structures_of_the_report_lie_on_the_experiment(structures: Path) -> None:
