@@ -1,4 +1,11 @@
-"""The shared adapter core: sites, tensor networks, and the PEFT tuner around them. Knows nothing of proteins."""
+"""The shared adapter core: sites, tensor networks, and the PEFT tuner around them. Knows nothing of proteins.
+
+`architectures` says where known models keep their linear maps, `linear_maps` lists those of a model, `discovery` picks
+the named ones, and `layout` makes sites (`sites`) of them in groups. `networks` has a file for each tensor network,
+`config` and `methods` their configurations. `model` is the tuner and `layer` what it puts in the place of a linear
+map; `loading` and `checkpoint` bring a saved adapter back, `checks` and `optimization` watch over training, and
+`folders` has what is done with saved adapters alone.
+"""
 
 from protfold_peft.adapters.checks import DeadAdapterError, DeadSite, GradientCheck, check_gradients
 from protfold_peft.adapters.config import TensorAdapterConfig, TensorPeftType
