@@ -21,7 +21,7 @@ from protfold_peft.cli.options import (
 )
 from protfold_peft.errors import ConfigError
 
-SHORT = "Fold sequences: FASTA in; structures, confidence and a report out."
+SHORT = "Fold sequences: FASTA in; structures and a report out."
 EXAMPLES = (
     "protfold predict proteins.fasta --out predictions",
     "protfold predict proteins.fasta --out predictions --model facebook/esmfold_v1 --adapter runs/my_family",
