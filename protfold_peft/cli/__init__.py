@@ -1,1 +1,1 @@
-"""The command line: one small file per command that parses, calls and prints; `options` and `common` serve them all."""
+"""The command line: one small file per command that parses, calls and prints."""
