@@ -86,6 +86,7 @@ def table_of_tera(options: argparse.Namespace) -> list[dict[str, Any]]:
 def steps_and_memory(
     title: str, model: str, entries: list[tuple[str, str, int]], options: argparse.Namespace, **tags: Any
 ) -> list[dict[str, Any]]:
+    """Measure a step of every entry (label, method, rank) beside plain LoRA's, print a table, and return its rows."""
     common = {"model": model, "checkpointing": options.checkpointing}
     rows = run("steps", options, entries=entries, **common)
     print(f"\n{title}{', gradient checkpointing' if options.checkpointing else ''}")

@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from protfold_peft.errors import ConfigError
 
 Key = tuple[str, ...]
 Config = TypeVar("Config", bound=BaseModel)
+
+
+class Group(BaseModel):
+    """A configuration or a group of its keys: no other keys, no conversion of values, no change once it is made."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 def read_config(kind: type[Config], path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:

@@ -6,6 +6,9 @@ record, chain or residue, and what to do. The command line prints that line and 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class ProtfoldError(Exception):
     """Something a user can put right; the message is one line and names file, record and remedy.
@@ -39,3 +42,9 @@ class NonFiniteError(ProtfoldError):
 
 class DataError(ProtfoldError):
     """A table, text or record that cannot be used; the message names file and line."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The known word most like an unknown one, as a question with a space behind it; empty if none is like it."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean '{near[0]}'? " if near else ""

@@ -97,6 +97,7 @@ def page(title: str, text: str, model: type[BaseModel], elsewhere: Mapping[type[
 
 
 def anchor(name: str) -> str:
+    """The link target of a group's heading."""
     return name.replace(".", "-").lower() or "top"
 
 

@@ -1,21 +1,28 @@
-"""The shared adapter core: sites, tensor networks, and the PEFT tuner around them. Knows nothing of proteins."""
+"""The shared adapter core: sites, tensor networks, and the PEFT tuner around them. Knows nothing of proteins.
+
+`architectures` says where known models keep their linear maps, `linear_maps` lists those of a model, `discovery` picks
+the named ones, and `layout` makes sites (`sites`) of them in groups. `networks` has a file for each tensor network,
+`config` and `methods` their configurations. `model` is the tuner and `layer` what it puts in the place of a linear
+map; `loading` and `checkpoint` bring a saved adapter back, `checks` and `optimization` watch over training, and
+`folders` has what is done with saved adapters alone.
+"""
 
 from protfold_peft.adapters.checks import DeadAdapterError, DeadSite, GradientCheck, check_gradients
-from protfold_peft.adapters.config import (
+from protfold_peft.adapters.config import TensorAdapterConfig, TensorPeftType
+from protfold_peft.adapters.describe import AdapterDescription, GroupDescription, describe_adapters
+from protfold_peft.adapters.layer import BrokenAdapterError, TensorLinear, collapsed
+from protfold_peft.adapters.loading import load_adapter
+from protfold_peft.adapters.methods import (
     METHODS,
     LoRTAConfig,
     LoTRConfig,
     SiteLoRAConfig,
     TensLoRAConfig,
-    TensorAdapterConfig,
-    TensorPeftType,
     TensorTrainConfig,
     TeRAConfig,
     register_network,
 )
-from protfold_peft.adapters.describe import AdapterDescription, GroupDescription, describe_adapters
-from protfold_peft.adapters.layer import BrokenAdapterError, MixedBatchError, TensorLinear, collapsed
-from protfold_peft.adapters.loading import load_adapter
+from protfold_peft.adapters.mixed_batch import MixedBatchError
 from protfold_peft.adapters.model import TensorAdapterModel
 from protfold_peft.adapters.optimization import DeadAdapterCallback, adapter_param_groups
 from protfold_peft.adapters.register import register

@@ -1,13 +1,11 @@
-"""Which linear maps does a model have, and which of them did the user name?
+"""Which linear maps of a model did the user name, and does a model have those that a stored adapter is for?
 
-`find_maps` lists them: those of a known architecture (`architectures.py`) with layer, kind and heads, and every other
-linear module by its shape, with the first number in its path as its layer and the rest of the path as its kind.
-`select` keeps those that `target_modules` names.
+`select` keeps, of the maps that `linear_maps` lists, those that `target_modules` names; `check_fit` compares a layout
+with a model.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,19 +13,15 @@ from dataclasses import dataclass, replace
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from transformers.pytorch_utils import Conv1D
 
-from protfold_peft.adapters.architectures import Architecture, Projection, Stack, architecture_of
-from protfold_peft.adapters.sites import HeadSplit, LinearMap, RowBlocks, Site
-from protfold_peft.errors import CheckpointError, ConfigError
+from protfold_peft.adapters.architectures import Architecture
+from protfold_peft.adapters.linear_maps import OTHER, find_maps, innermost, n_layers
+from protfold_peft.adapters.sites import LinearMap, Site
+from protfold_peft.errors import CheckpointError, ConfigError, did_you_mean
 
 ALL_LINEAR = "all-linear"
-_OTHER = "other"
 # Heads that transformers puts on a model for a task; "all-linear" leaves them out, as PEFT does.
 _TASK_HEADS = ("score", "classifier", "lm_head")
-# What PEFT's wrappers keep inside themselves.
-_WRAPPED = {"base_layer", "original_module", "modules_to_save"}
 
 
 class TargetError(ConfigError, NoMatchingPeftModuleError):
@@ -51,129 +45,6 @@ class Targets:
     exclude: Sequence[str] | str | None = None
     layers: Sequence[int] | int | None = None
     layers_pattern: Sequence[str] | str | None = None
-
-
-def innermost(module: nn.Module) -> nn.Module:
-    """The module under any adapter layers around it."""
-    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
-        module = inner
-    return module
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int, bool] | None:
-    """`d_out`, `d_in` and whether the weight is kept transposed; None if the module is not a linear map.
-
-    Quantised layers count: they are recognised by `in_features` and `out_features`.
-    """
-    if isinstance(module, Conv1D):
-        d_in, d_out = module.weight.shape
-        return d_out, d_in, True
-    # The output projection of nn.MultiheadAttention is used by its weight alone: a layer in its place never runs.
-    if isinstance(module, (NonDynamicallyQuantizableLinear, nn.Bilinear)):
-        return None
-    d_out, d_in = getattr(module, "out_features", None), getattr(module, "in_features", None)
-    return (d_out, d_in, False) if type(d_out) is int and type(d_in) is int else None
-
-
-def find_maps(model: nn.Module) -> tuple[Architecture | None, list[LinearMap]]:
-    """List every linear map of `model`, layer by layer: those of its architecture first, then the others.
-
-    Layers that already carry adapters are seen through to the linear map underneath.
-
-    Raises:
-        ConfigError: A module of a known architecture is not of the size that the model's config states.
-    """
-    architecture = architecture_of(model)
-    known: list[LinearMap] = []
-    others: list[LinearMap] = []
-    for path, wrapped in model.named_modules():
-        if _WRAPPED & set(path.split(".")):
-            continue
-        module = innermost(wrapped)
-        shape = linear_shape(module)
-        if shape is None:
-            continue
-        maps = _known_maps(architecture, model, path, shape) if architecture is not None else []
-        known += maps
-        if not maps:
-            others.append(_other_map(path, shape, len(others), _OTHER if architecture else ""))
-    known.sort(key=lambda linear: (linear.stack, linear.layer, linear.order))
-    return architecture, known + others
-
-
-def _known_maps(
-    architecture: Architecture, model: nn.Module, path: str, shape: tuple[int, int, bool]
-) -> list[LinearMap]:
-    """The maps that the architecture sees in the module at `path`: none, one, or the parts of a fused one."""
-    for stack in architecture.stacks:
-        match = stack.layer.fullmatch(path)
-        if match is None:
-            continue
-        return [
-            _known_map(stack, projection, order, model, path, int(match[1]), shape)
-            for order, projection in enumerate(stack.projections)
-            if projection.path == match[2]
-        ]
-    return []
-
-
-def _known_map(
-    stack: Stack,
-    projection: Projection,
-    order: int,
-    model: nn.Module,
-    path: str,
-    layer: int,
-    shape: tuple[int, int, bool],
-) -> LinearMap:
-    total, d_in, transposed = shape
-    d_out = total // projection.parts
-    heads, rows = None, None
-    if projection.head_axis is not None:
-        split = stack.heads(projection, model.config)
-        heads = HeadSplit(projection.head_axis, split.count, split.width)
-        size = d_out if heads.axis == "output" else d_in
-        if heads.count * heads.width != size:
-            raise ConfigError(
-                f"'{path}' has {size} {heads.axis} features, but the model's config states "
-                f"{heads.count} heads of width {heads.width}"
-            )
-    if projection.parts > 1:
-        block = heads.width if projection.part_per_head and heads is not None else d_out
-        rows = RowBlocks(projection.part * block, block, projection.parts * block)
-    return LinearMap(
-        path=path,
-        layer=layer,
-        kind=projection.kind,
-        order=order,
-        d_out=d_out,
-        d_in=d_in,
-        heads=heads,
-        stack=stack.name,
-        rows=rows,
-        transposed=transposed,
-        batch_first=projection.batch_first,
-    )
-
-
-def _other_map(path: str, shape: tuple[int, int, bool], order: int, stack: str) -> LinearMap:
-    """A linear module that no table entry knows: its layer is the first number in its path, its kind the rest."""
-    parts = path.split(".")
-    number = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
-    layer = 0 if number is None else int(parts.pop(number))
-    return LinearMap(
-        path=path,
-        layer=layer,
-        kind="_".join(parts),
-        order=order,
-        d_out=shape[0],
-        d_in=shape[1],
-        heads=None,
-        stack=stack,
-        transposed=shape[2],
-        # Experts see the tokens that were routed to them.
-        batch_first="experts" not in parts,
-    )
 
 
 def default_targets(model: nn.Module, architecture: Architecture | None) -> list[str]:
@@ -234,7 +105,8 @@ def select(model: nn.Module, targets: Targets, modules_to_save: Iterable[str] = 
 def _matching(
     modules: Sequence[str] | str, maps: list[LinearMap], model: nn.Module, architecture: Architecture | None
 ) -> set[str]:
-    known = [linear for linear in maps if linear.stack != _OTHER]
+    """Keys of the maps that `modules` names."""
+    known = [linear for linear in maps if linear.stack != OTHER]
     if isinstance(modules, str):
         if modules.lower() == ALL_LINEAR:
             return {linear.key for linear in known if not _is_output(linear.path, model)}
@@ -251,10 +123,12 @@ def _matching(
 
 
 def _ends_with(linear: LinearMap, target: str) -> bool:
+    """Whether a map's path or key is `target` or ends in it, at a dot."""
     return any(name == target or name.endswith(f".{target}") for name in (linear.path, linear.key))
 
 
 def _is_output(path: str, model: nn.Module) -> bool:
+    """Whether a module is the head that a task or the vocabulary has; some models cannot say."""
     if path.split(".")[0] in _TASK_HEADS:
         return True
     find = getattr(model, "get_output_embeddings", None)
@@ -286,6 +160,7 @@ def _excluded(linear: LinearMap, exclude: Sequence[str] | str | None) -> bool:
 
 
 def _in_layers(linear: LinearMap, targets: Targets) -> bool:
+    """Whether a map is in one of the chosen layers, by its own number or that of the named module list."""
     if targets.layers is None or targets.layers == []:
         return True
     wanted = [targets.layers] if isinstance(targets.layers, int) else targets.layers
@@ -309,8 +184,7 @@ def _no_match(model: nn.Module, target: str, maps: list[LinearMap], architecture
     first = architecture.stacks[0].projections if architecture is not None else ()
     known = list(dict.fromkeys(projection.path for projection in first)) or [linear.path for linear in maps]
     endings = {".".join(path.split(".")[start:]) for path in known for start in range(path.count(".") + 1)}
-    near = difflib.get_close_matches(target, sorted(endings), n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
+    hint = did_you_mean(target, sorted(endings))
     listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     return (
         f"Target modules ['{target}'] not found in the base model: '{target}' {reason}; {hint}valid in "
@@ -348,11 +222,6 @@ def check_fit(model: nn.Module, sites: Iterable[Site], layers: int) -> None:
                 f"the adapter was made for another model: '{site.key}' is {_size(site)} in the adapter "
                 f"and {_size(linear)} in this model"
             )
-
-
-def n_layers(maps: Iterable[LinearMap]) -> int:
-    """How many layers the main stack has."""
-    return len({linear.layer for linear in maps if linear.stack == ""})
 
 
 def _size(linear: Site | LinearMap) -> str:

@@ -15,31 +15,24 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from protfold_peft.adapters.discovery import linear_shape
 from protfold_peft.adapters.distributed import refuse_reentrant_checkpointing
+from protfold_peft.adapters.linear_maps import linear_shape
+from protfold_peft.adapters.mixed_batch import mixed_batch
 from protfold_peft.adapters.networks import LowRankNetwork, TensorNetwork
 from protfold_peft.adapters.networks.base import apply_thin, thin
 from protfold_peft.adapters.references import ModuleReferences
 from protfold_peft.adapters.sites import Site
-from protfold_peft.errors import ConfigError, NonFiniteError
+from protfold_peft.errors import NonFiniteError
 
 # Part of every factor's name and of no base module's. PEFT warns when an adapter's name lies within it, so it avoids
 # words such as "adapter" and "default".
 PREFIX = "tensor_factors"
-# The name that stands for no adapter, in a batch of mixed ones.
-BASE = "__base__"
-
 Matrices = tuple[Tensor, Tensor]
 
 
 class BrokenAdapterError(NonFiniteError, ValueError):
     """An adapter whose update holds NaN or infinity; a ValueError too, as PEFT's callers expect of a safe merge."""
-
-
-class MixedBatchError(ConfigError, ValueError):
-    """`adapter_names` that cannot be served; a ValueError too, as PEFT's callers expect."""
 
 
 class TensorLinear(nn.Module, BaseTunerLayer):
@@ -110,14 +103,14 @@ class TensorLinear(nn.Module, BaseTunerLayer):
             adapter_names: The adapter of every sample of the batch, `__base__` for none; None: the active ones.
 
         Raises:
-            MixedBatchError: See `_mixed_batch`.
+            MixedBatchError: See `mixed_batch`.
         """
         if self.training and self._shares_factors():
             refuse_reentrant_checkpointing()
         if self.disable_adapters and self.merged:
             self.unmerge()
         if adapter_names is not None and not self.disable_adapters:
-            return self._mixed_batch(x, list(adapter_names), *args, **kwargs)
+            return mixed_batch(self, x, list(adapter_names), *args, **kwargs)
         result = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
@@ -142,7 +135,7 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         sites = self.tensor_sites[adapter_name]
         networks = [self.network(adapter_name, site) for site in sites]
         x = self.tensor_dropout[adapter_name](self._cast_input_dtype(x, networks[0].dtype))
-        if self._is_low_rank(adapter_name):
+        if self.is_low_rank(adapter_name):
             return apply_thin(x, self.matrices(adapter_name))
         weight = self.tensor_weights.get(adapter_name, 1.0)
         parts = [self._placed(network(x, site), site) for network, site in zip(networks, sites, strict=True)]
@@ -175,6 +168,7 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         return self._collapsed[adapter_name][1]
 
     def _make_matrices(self, adapter_name: str) -> Matrices:
+        """`matrices`, made afresh: the pairs of all sites, one below the other."""
         downs, ups = [], []
         for site in self.tensor_sites[adapter_name]:
             down, up = cast(LowRankNetwork, self.network(adapter_name, site)).pair(site)
@@ -184,69 +178,10 @@ class TensorLinear(nn.Module, BaseTunerLayer):
         weight = self.tensor_weights.get(adapter_name, 1.0)
         return thin((down, up if weight == 1 else weight * up))
 
-    def _mixed_batch(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        """Every sample of the batch through the adapter that it names.
-
-        Raises:
-            MixedBatchError: There is not one name per sample, an adapter is merged, or the leading axis of this
-                module's input is not the batch.
-        """
-        named = [name for name in dict.fromkeys(adapter_names) if name in self.tensor_factors]
-        sites = [site for name in named or self.tensor_sites for site in self.tensor_sites[name]]
-        batch_first = bool(sites) and all(site.batch_first for site in sites)
-        if self.merged:
-            raise MixedBatchError(
-                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
-            )
-        if named and not batch_first:
-            raise MixedBatchError(
-                f"adapter_names cannot be used with an adapter of '{sites[0].path}': the leading axis of its input is "
-                "not the batch; call the model once for each adapter, after set_adapter"
-            )
-        if batch_first and len(x) != len(adapter_names):
-            raise MixedBatchError(
-                "Length of `adapter_names` should be the same as the number of inputs, but got "
-                f"{len(adapter_names)} and {len(x)} respectively."
-            )
-        if not named:
-            return self.base_layer(x, *args, **kwargs)
-        result = self.base_layer(x, *args, **kwargs)
-        if self.quantization_backend is not None:
-            result = self.quantization_backend.maybe_clone_base_result(result)
-        # Adapters of thin matrices go through one pair of batched products; the others one after the other.
-        thin = [name for name in named if self._is_low_rank(name)]
-        for names in ([thin] if len(thin) > 1 else [[name] for name in thin]) + [[n] for n in named if n not in thin]:
-            rows = torch.tensor([i for i, name in enumerate(adapter_names) if name in names], device=x.device)
-            own = x if len(rows) == len(x) else x[rows]
-            if len(names) == 1:
-                update = self.update(names[0], own)
-            else:
-                update = self._stacked_update(own, [name for name in adapter_names if name in names])
-            result.index_add_(0, rows, update.to(result.dtype))
-        return result
-
-    def _is_low_rank(self, adapter_name: str) -> bool:
+    def is_low_rank(self, adapter_name: str) -> bool:
+        """Whether all that an adapter changes of this layer is of low rank, so that `matrices` are thin."""
         sites = self.tensor_sites[adapter_name]
         return all(isinstance(self.network(adapter_name, site), LowRankNetwork) for site in sites)
-
-    def _stacked_update(self, x: Tensor, adapter_names: list[str]) -> Tensor:
-        """`x dW^T` with a `dW` for every sample, from adapters of low rank, narrower ones padded with zeros.
-
-        Args:
-            x: `(b, ..., d_in)`.
-            adapter_names: The adapter of every sample.
-        """
-        names = list(dict.fromkeys(adapter_names))
-        matrices = [self.matrices(name) for name in names]
-        q = max(len(down) for down, _ in matrices)
-        downs, ups = (
-            torch.stack([F.pad(matrix, (0, 0, 0, q - len(matrix))) for matrix in side]).to(x.device)
-            for side in zip(*matrices, strict=True)
-        )
-        which = torch.tensor([names.index(name) for name in adapter_names], device=x.device)
-        tokens = self._cast_input_dtype(x, downs.dtype).reshape(len(x), -1, x.shape[-1])
-        update = tokens @ downs[which].mT @ ups[which]
-        return update.reshape(*x.shape[:-1], self.out_features)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """The dense `dW` of one adapter, in the shape of the module's weight: `(d_out, d_in)`, or transposed."""
@@ -289,11 +224,13 @@ class TensorLinear(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def _base_plus(self, adapter_name: str, sign: int) -> Tensor:
+        """The base weight with an adapter's update added (`sign` 1) or taken away (-1)."""
         weight = self.get_base_weight()
         # The sum is taken in the wider of the two formats: a bf16 update added to a bf16 weight is rounded twice.
         return (weight + sign * self.get_delta_weight(adapter_name).to(weight.device)).to(weight.dtype)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """PEFT's hook after an adapter is added, here without its change of number format."""
         # PEFT's version would also cast the factors to the base layer's format, which loses bits of a loaded fp32
         # adapter. The factors are shared, so the first site of their group decides alone.
         if adapter_name not in self.tensor_factors:
@@ -311,9 +248,11 @@ class TensorLinear(nn.Module, BaseTunerLayer):
                 setattr(factors, name, buffer.to(device))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """PEFT's question whether `convert_to_lora` can take this layer: it works from the dense update, so yes."""
         return True
 
     def extra_repr(self) -> str:
+        """How the base layer is quantised, as PEFT's own layers show it."""
         return quantization_extra_repr(self)
 
     def __repr__(self) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 
 from protfold_peft.adapters.config import HEAD_LAYOUTS, TensorAdapterConfig
-from protfold_peft.adapters.discovery import ALL_LINEAR, check_fit, default_targets, find_maps, n_layers, select
+from protfold_peft.adapters.discovery import ALL_LINEAR, check_fit, default_targets, select
+from protfold_peft.adapters.linear_maps import find_maps, n_layers
 from protfold_peft.adapters.networks import NETWORKS, by_group
 from protfold_peft.adapters.site_table import VERSION, pack
 from protfold_peft.adapters.sites import LinearMap, assign
@@ -52,6 +53,7 @@ def settle_layout(config: TensorAdapterConfig, model: nn.Module) -> dict[str, An
 
 
 def _resolve(config: TensorAdapterConfig, model: nn.Module) -> dict[str, Any]:
+    """A new layout from the target modules, with groups and their settings."""
     architecture, maps = find_maps(model)
     chosen = select(model, config.targets, config.modules_to_save or ())
     targets = config.target_modules

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from protfold_peft.adapters.architectures import ARCHITECTURES
 from protfold_peft.adapters.checkpoint import check_factors
 from protfold_peft.adapters.config import TensorAdapterConfig
-from protfold_peft.adapters.discovery import innermost
-from protfold_peft.adapters.layer import BASE, PREFIX, MixedBatchError, TensorLinear
+from protfold_peft.adapters.layer import PREFIX, TensorLinear
 from protfold_peft.adapters.layout import FROZEN, settle_layout
+from protfold_peft.adapters.linear_maps import innermost
+from protfold_peft.adapters.mixed_batch import BASE, MixedBatchError
 from protfold_peft.adapters.networks import TensorNetwork
 from protfold_peft.errors import CheckpointError, ConfigError
 
@@ -149,6 +150,7 @@ class TensorAdapterModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        """PEFT's hook for a module that has sites: give its `TensorLinear`, made here if need be, the adapter."""
         networks = self.networks(adapter_name)
         sites = [site for group in networks.values() for site in group.sites if site.path == current_key]
         layer = target

@@ -6,7 +6,6 @@ method of PEFT, present or future, can be named here. Errors speak of the keys o
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -16,8 +15,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from protfold_peft.adapters.architectures import architecture_of
-from protfold_peft.adapters.config import METHODS
-from protfold_peft.errors import ConfigError, ProtfoldError
+from protfold_peft.adapters.methods import METHODS
+from protfold_peft.errors import ConfigError, ProtfoldError, did_you_mean
 
 FULL = "full"
 # Names under which people know a setting of another method.
@@ -72,9 +71,9 @@ def named_config(
         raise ConfigError(f"adapter.options.{clash[0]}: it is set elsewhere in the configuration")
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ConfigError(f"adapter.options.{name}: {method} has no such key{hint}")
+            raise ConfigError(
+                f"adapter.options.{name}: {method} has no such key; {did_you_mean(name, known)}".rstrip("; ")
+            )
     keys = {**fixed, **given, "task_type": task_type}
     _put(keys, known, "rank", rank, ("r", "rank"), method)
     alpha_key = _name(known, ("alpha", "lora_alpha"), "_alpha")
@@ -113,9 +112,8 @@ def _find(method: str) -> tuple[type[PeftConfig], dict[str, Any]]:
     for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
         if getattr(kind, "value", str(kind)).lower() == method.lower():
             return config, {}
-    near = difflib.get_close_matches(method, method_names(), n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    raise ConfigError(f"adapter.method='{method}' is not known; {hint}known: {', '.join(method_names())}")
+    known = method_names()
+    raise ConfigError(f"adapter.method='{method}' is not known; {did_you_mean(method, known)}known: {', '.join(known)}")
 
 
 def _name(known: set[str], exact: tuple[str, ...], ending: str) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from protfold_peft.adapters.checks import GradientCheck
+from protfold_peft.adapters.checks import DeadAdapterError, GradientCheck
 from protfold_peft.adapters.model import TensorAdapterModel
 from protfold_peft.errors import ConfigError
 
@@ -84,12 +84,14 @@ class DeadAdapterCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Put the hooks of the check on the model."""
         if self.check is not None:
             self.check.attach()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Leave once every site got a gradient; raise if some did not by the last step that is watched."""
         if self.check is None:
             return
         backward_passes = state.global_step + 1
@@ -104,3 +106,45 @@ class DeadAdapterCallback(TrainerCallback):
         assert self.check is not None
         self.check.detach()
         self.check = None
+
+
+class IdleParameterCallback(TrainerCallback):
+    """Stops a run in its first steps if some module of an adapter of PEFT's own gets no gradient at all.
+
+    Within a module some parameters may get none at first, as LoRA's A while B is zero; so modules are judged.
+
+    Raises:
+        DeadAdapterError: From within `Trainer.train`; names the modules.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.members: dict[str, list[nn.Parameter]] = {}
+        for name, module in model.named_modules():
+            own = [p for key, p in module.named_parameters() if p.requires_grad]
+            # The smallest modules that hold one adapted layer: those with a `base_layer`.
+            if own and hasattr(module, "base_layer"):
+                self.members[name] = own
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Strike off the modules that got a gradient; raise if some are left by the last step that is watched."""
+        if state.global_step >= DEAD_AFTER_STEPS or not self.members:
+            return
+        alive = {
+            name for name, own in self.members.items() if any(p.grad is not None and p.grad.ne(0).any() for p in own)
+        }
+        self.members = {name: own for name, own in self.members.items() if name not in alive}
+        if self.members and state.global_step + 1 >= min(DEAD_AFTER_STEPS, state.max_steps):
+            listed = ", ".join(list(self.members)[:4])
+            raise DeadAdapterError(
+                f"no gradient reaches {len(self.members)} adapted modules ({listed}); leave them out of "
+                "target_modules, or use a model whose forward pass does not detach them",
+                (),
+            )
+
+
+def dead_adapter_callback(model: nn.Module) -> TrainerCallback:
+    """The watch that fits the adapter of this model."""
+    ours = any(isinstance(module, TensorAdapterModel) for module in model.modules())
+    return DeadAdapterCallback(model) if ours else IdleParameterCallback(model)

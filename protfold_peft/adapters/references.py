@@ -42,16 +42,21 @@ class ModuleReferences(nn.ModuleDict):
         return key in self._references
 
     def clear(self) -> None:
+        """As of a dictionary."""
         self._references.clear()
 
     def pop(self, key: str, *default: Any) -> nn.Module:
+        """As of a dictionary."""
         return self._references.pop(key, *default)
 
     def keys(self) -> KeysView[str]:
+        """As of a dictionary."""
         return self._references.keys()
 
     def items(self) -> ItemsView[str, nn.Module]:
+        """As of a dictionary."""
         return self._references.items()
 
     def values(self) -> ValuesView[nn.Module]:
+        """As of a dictionary."""
         return self._references.values()

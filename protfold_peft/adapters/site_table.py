@@ -37,6 +37,7 @@ def pack(sites: Iterable[Site]) -> dict[str, dict[str, Any]]:
 
 
 def _pack_group(sites: Sequence[Site]) -> dict[str, Any]:
+    """The sites of a group as plain JSON: its layers, and an entry for each kind."""
     layers = [layer for _, layer in sorted({(site.row, site.layer) for site in sites})]
     kinds: dict[Site, list[Site]] = {}
     for site in sites:
@@ -47,6 +48,7 @@ def _pack_group(sites: Sequence[Site]) -> dict[str, Any]:
 
 
 def _pack_kind(sites: Sequence[Site], layers: Sequence[int]) -> dict[str, Any]:
+    """An entry of `_pack_group`; layers are named where they are not those of the group."""
     first = sites[0]
     entry: dict[str, Any] = {
         "kind": first.kind,
@@ -109,6 +111,11 @@ def unpack(groups: Any) -> tuple[Site, ...]:
 
 
 def _unpack_group(name: str, group: Mapping[str, Any]) -> list[Site]:
+    """The sites that `_pack_group` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: The entry is damaged.
+    """
     layers = _numbers(group["layers"])
     columns: dict[str, int] = {}
     sites = []

@@ -93,6 +93,7 @@ def finetuning_rows(
 
 
 def _model(route: Route, size: str, device: torch.device) -> Any:
+    """The model of a route on its device, its base frozen, with its adapter."""
     model = build(EsmFold if route.ours else connected(), configuration(size), device)
     if device.type == "cuda":
         halve(model)
@@ -122,6 +123,7 @@ def _model(route: Route, size: str, device: torch.device) -> Any:
 def _training(
     model: Any, optimizer: torch.optim.Optimizer, route: Route, device: torch.device, crop: int, seconds: float
 ) -> dict[str, Any]:
+    """Time and memory of training steps."""
     half = device.type == "cuda" and not route.ours
 
     def backward(length: int) -> None:

@@ -65,6 +65,7 @@ def release(device: torch.device) -> None:
 
 
 def _measured(run: Callable[[], object], device: torch.device, seconds: float, least: int) -> dict[str, Any]:
+    """Time and memory of `run`, first pass apart."""
     cuda = device.type == "cuda"
     release(device)
     # A CPU's libraries set nothing aside for good worth speaking of: there the first pass counts for memory too.

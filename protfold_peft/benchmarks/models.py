@@ -15,10 +15,9 @@ from torch import nn
 from transformers import EsmConfig
 from transformers.initialization import no_init_weights
 from transformers.models.esm import modeling_esmfold
-from transformers.models.esm.configuration_esm import get_default_vocab_list
 
 from protfold_peft.errors import ConfigError
-from protfold_peft.folding.mini import mini_config
+from protfold_peft.folding.mini import esmfold_config, mini_config
 from protfold_peft.folding.model import EsmFold
 from protfold_peft.folding.quantize import halve_frozen_trunk
 
@@ -62,24 +61,8 @@ def configuration(name: str) -> EsmConfig:
     size = SIZES[name]
     if not size.hidden:
         return mini_config()
-    return EsmConfig(
-        vocab_size=33,
-        mask_token_id=32,
-        pad_token_id=1,
-        hidden_size=size.hidden,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        intermediate_size=4 * size.hidden,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        position_embedding_type="rotary",
-        emb_layer_norm_before=False,
-        layer_norm_eps=1e-5,
-        token_dropout=True,
-        is_folding_model=True,
-        vocab_list=list(get_default_vocab_list()),
-        esmfold_config={"fp16_esm": False, "trunk": {"num_blocks": size.blocks}},
-    )
+    trunk = {"num_blocks": size.blocks}
+    return esmfold_config(hidden=size.hidden, layers=size.layers, heads=size.heads, folding={"trunk": trunk})
 
 
 def build(kind: type[nn.Module], config: EsmConfig, device: torch.device) -> Any:

@@ -146,6 +146,7 @@ def _all_routes(part: str) -> Sequence[str]:
 
 
 def _jobs(benchmark: Benchmark) -> Iterator[dict[str, Any]]:
+    """What the worker is told of every part."""
     size = SIZES[benchmark.size]
     cuda = benchmark.device.startswith("cuda")
     for part in benchmark.parts:
@@ -176,6 +177,7 @@ def _rows(job: dict[str, Any], *, cpu: bool) -> Iterator[dict[str, Any]]:
 
 
 def _measured(job: dict[str, Any], changes: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Rows of a job as its worker gives them; for what is missing at its end, why."""
     missing = [(route, length) for route in job["routes"] for length in job["lengths"]]
     environment = os.environ | changes
     if job["threads"]:

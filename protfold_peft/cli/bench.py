@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from protfold_peft.cli.common import DebugOption, DeviceOption, VerboseOption, error_boundary, quieten
+from protfold_peft.cli.common import error_boundary, quieten
+from protfold_peft.cli.options import DebugOption, DeviceOption, VerboseOption
 
 SHORT = "Measure how fast this machine folds, trains and scores."
 EXAMPLES = (

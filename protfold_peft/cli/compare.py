@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from protfold_peft.cli.common import (
-    SOME_FAILED,
-    DebugOption,
-    JsonOption,
-    VerboseOption,
-    error_boundary,
-    output_kept_for,
-    print_json,
-)
+from protfold_peft.cli.common import SOME_FAILED, error_boundary, output_kept_for, print_json
+from protfold_peft.cli.options import DebugOption, JsonOption, VerboseOption
 
 SHORT = "Compare adapter methods and ranks on held-out targets."
 EXAMPLES = (
@@ -31,9 +24,6 @@ if TYPE_CHECKING:
     from protfold_peft.comparison.cells import Cell
     from protfold_peft.comparison.results import Results
     from protfold_peft.comparison.sweep import Sweep
-
-if TYPE_CHECKING:
-    from protfold_peft.comparison import Sweep
 
 _RUNNING = "Running"
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from protfold_peft.cli.common import DebugOption, VerboseOption, error_boundary, one_folder
+from protfold_peft.cli.common import error_boundary, one_folder
+from protfold_peft.cli.options import DebugOption, VerboseOption
 
 SHORT = "Turn a fair-esm checkpoint into a folder for --model."
 EXAMPLES = (

@@ -7,15 +7,8 @@ from typing import Annotated
 
 import typer
 
-from protfold_peft.cli.common import (
-    SOME_FAILED,
-    DebugOption,
-    JsonOption,
-    VerboseOption,
-    error_boundary,
-    output_kept_for,
-    print_json,
-)
+from protfold_peft.cli.common import SOME_FAILED, error_boundary, output_kept_for, print_json
+from protfold_peft.cli.options import DebugOption, JsonOption, VerboseOption
 
 SHORT = "Get the targets of CASP and CAMEO, for comparisons."
 EXAMPLES = (

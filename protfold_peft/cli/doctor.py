@@ -6,15 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protfold_peft.cli.common import (
-    COULD_NOT_RUN,
-    DebugOption,
-    JsonOption,
-    error_boundary,
-    output_kept_for,
-    print_json,
-    quieten,
-)
+from protfold_peft.cli.common import COULD_NOT_RUN, error_boundary, output_kept_for, print_json, quieten
+from protfold_peft.cli.options import DebugOption, JsonOption
 
 if TYPE_CHECKING:
     from protfold_peft.doctor import Diagnosis

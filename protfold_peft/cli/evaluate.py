@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from protfold_peft.cli.common import DebugOption, DeviceOption, VerboseOption, error_boundary
+from protfold_peft.cli.common import STANDARD_OUTPUT, error_boundary
+from protfold_peft.cli.options import DebugOption, DeviceOption, VerboseOption
 from protfold_peft.errors import ConfigError
 
 SHORT = "Score models against true structures: TM-score, lDDT and more."
@@ -17,7 +18,6 @@ EXAMPLES = (
     "protfold evaluate predictions/ references/ --json - | jq .[].tm_score",
     "protfold evaluate --pairs pairs.csv --stereochemistry --plot plots/",
 )
-_STANDARD_OUTPUT = "-"
 
 
 def evaluate(
@@ -183,7 +183,7 @@ def evaluate(
         )
         result = run_evaluation(settings)
         # Standard output is the file's alone where it was asked for.
-        typer.echo(result.summary_line, err=_STANDARD_OUTPUT in (json, csv))
+        typer.echo(result.summary_line, err=STANDARD_OUTPUT in (json, csv))
         raise typer.Exit(result.exit_status)
 
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protfold_peft.cli.common import (
+from protfold_peft.cli.common import error_boundary, output_kept_for, print_json, quieten
+from protfold_peft.cli.options import (
+    AdapterOutOption,
+    ConfigArgument,
     DebugOption,
     DeviceKeyOption,
     JsonOption,
     ModelKeyOption,
     OverwriteOption,
     ReferenceKernelsOption,
+    ResumeOption,
     SeedKeyOption,
     VerboseOption,
-    error_boundary,
     keys,
-    output_kept_for,
-    print_json,
-    quieten,
 )
 
 if TYPE_CHECKING:
@@ -36,20 +35,14 @@ EXAMPLES = (
 
 
 def finetune(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what, and how.")],
+    config: ConfigArgument,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Keys to change, e.g. training.steps=200 data.folder=DIR."),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder of the adapter; instead of the configuration's 'out'."),
-    ] = None,
+    out: AdapterOutOption = None,
     overwrite: OverwriteOption = False,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with an unfinished run.", rich_help_panel="Running"),
-    ] = False,
+    resume: ResumeOption = False,
     memory_budget: Annotated[
         str | None,
         typer.Option(

@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from protfold_peft.cli.common import (
-    DebugOption,
-    JsonOption,
-    VerboseOption,
-    error_boundary,
-    output_kept_for,
-    print_json,
-    quieten,
-)
+from protfold_peft.cli.common import error_boundary, output_kept_for, print_json, quieten
+from protfold_peft.cli.options import DebugOption, JsonOption, VerboseOption
 from protfold_peft.errors import ConfigError
 
 if TYPE_CHECKING:

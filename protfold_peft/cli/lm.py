@@ -11,147 +11,90 @@ import typer
 
 from protfold_peft.cli.common import (
     SOME_FAILED,
+    STANDARD_OUTPUT,
+    command_group,
+    error_boundary,
+    examples,
+    output_kept_for,
+    print_json,
+    quieten,
+)
+from protfold_peft.cli.options import (
+    AdapterOutOption,
+    ConfigArgument,
     DebugOption,
     DeviceKeyOption,
     DeviceOption,
     JsonOption,
     ModelKeyOption,
     OverwriteOption,
+    ResumeOption,
     SeedKeyOption,
     VerboseOption,
-    error_boundary,
-    examples,
     keys,
-    output_kept_for,
-    print_json,
-    quieten,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-lm = typer.Typer(
-    name="lm",
-    help="Language models: classification, instruction tuning, preferences, masked modelling.",
+lm = command_group(
+    "lm",
+    "Language models: classification, instruction tuning, preferences, masked modelling.",
     short_help="Train the same adapters on language models.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_STANDARD_OUTPUT = "-"
-
-ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What to train, on what, and how.")]
 OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Keys to change, e.g. training.steps=200 model.name=DIR."),
 ]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Folder of the adapter; instead of the configuration's 'out'.")
-]
-ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on with an unfinished run.", rich_help_panel="Running")
-]
 
 
-@lm.command(
-    epilog=examples(
-        "protfold lm classify configs/glue/mrpc.yaml --out runs/mrpc",
-        "protfold lm classify configs/glue/mrpc.yaml adapter.rank=4 --seed 1 --out runs/mrpc_4",
-    )
+def _add_training(task: str, help: str, *lines: str) -> None:
+    """Make `protfold lm TASK`: all tasks are trained by one command, apart from its name, help and examples."""
+
+    @lm.command(task, help=help, epilog=examples(*lines))
+    def train(
+        config: ConfigArgument,
+        overrides: OverridesArgument = None,
+        out: AdapterOutOption = None,
+        overwrite: OverwriteOption = False,
+        resume: ResumeOption = False,
+        model: ModelKeyOption = None,
+        device: DeviceKeyOption = None,
+        seed: SeedKeyOption = None,
+        json: JsonOption = False,
+        verbose: VerboseOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        given = [*keys(model, device, seed), *(overrides or ())]
+        _run(task, config, given, out, overwrite=overwrite, resume=resume, json=json, verbose=verbose, debug=debug)
+
+
+_add_training(
+    "classify",
+    "Train an adapter and a head to classify texts, or to give them a value: GLUE tasks by name, or own files.",
+    "protfold lm classify configs/glue/mrpc.yaml --out runs/mrpc",
+    "protfold lm classify configs/glue/mrpc.yaml adapter.rank=4 --seed 1 --out runs/mrpc_4",
 )
-def classify(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    out: OutOption = None,
-    overwrite: OverwriteOption = False,
-    resume: ResumeOption = False,
-    model: ModelKeyOption = None,
-    device: DeviceKeyOption = None,
-    seed: SeedKeyOption = None,
-    json: JsonOption = False,
-    verbose: VerboseOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Train an adapter and a head to classify texts, or to give them a value: GLUE tasks by name, or own files."""
-    given = [*keys(model, device, seed), *(overrides or ())]
-    _run("classify", config, given, out, overwrite=overwrite, resume=resume, json=json, verbose=verbose, debug=debug)
-
-
-@lm.command(
-    epilog=examples(
-        "protfold lm sft configs/sft_stories260K.yaml --out runs/stories",
-        "protfold lm sft configs/sft_llama2_7b.yaml data.train=answers.jsonl --out runs/answers",
-    )
+_add_training(
+    "sft",
+    "Train an adapter on instructions and their answers, or on plain texts.",
+    "protfold lm sft configs/sft_stories260K.yaml --out runs/stories",
+    "protfold lm sft configs/sft_llama2_7b.yaml data.train=answers.jsonl --out runs/answers",
 )
-def sft(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    out: OutOption = None,
-    overwrite: OverwriteOption = False,
-    resume: ResumeOption = False,
-    model: ModelKeyOption = None,
-    device: DeviceKeyOption = None,
-    seed: SeedKeyOption = None,
-    json: JsonOption = False,
-    verbose: VerboseOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Train an adapter on instructions and their answers, or on plain texts."""
-    given = [*keys(model, device, seed), *(overrides or ())]
-    _run("sft", config, given, out, overwrite=overwrite, resume=resume, json=json, verbose=verbose, debug=debug)
-
-
-@lm.command(
-    epilog=examples(
-        "protfold lm dpo configs/dpo_stories260K.yaml --out runs/preferred",
-        "protfold lm dpo configs/dpo_llama2_7b.yaml --out runs/preferred --resume",
-    )
+_add_training(
+    "dpo",
+    "Train an adapter on pairs of a chosen and a rejected answer; the base model is the reference.",
+    "protfold lm dpo configs/dpo_stories260K.yaml --out runs/preferred",
+    "protfold lm dpo configs/dpo_llama2_7b.yaml --out runs/preferred --resume",
 )
-def dpo(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    out: OutOption = None,
-    overwrite: OverwriteOption = False,
-    resume: ResumeOption = False,
-    model: ModelKeyOption = None,
-    device: DeviceKeyOption = None,
-    seed: SeedKeyOption = None,
-    json: JsonOption = False,
-    verbose: VerboseOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Train an adapter on pairs of a chosen and a rejected answer; the base model is the reference."""
-    given = [*keys(model, device, seed), *(overrides or ())]
-    _run("dpo", config, given, out, overwrite=overwrite, resume=resume, json=json, verbose=verbose, debug=debug)
-
-
-@lm.command(
-    epilog=examples(
-        "protfold lm mlm configs/mlm_esm2_35m.yaml data.train=family.fasta --out runs/family",
-        "protfold lm mlm configs/mlm_esm2_35m.yaml data.train=family.fasta --out runs/family --json",
-    )
+_add_training(
+    "mlm",
+    "Train an adapter by masked modelling: of ESM-2 or ESM C on own FASTA, or of a text encoder.\n\n"
+    "An adapter of an ESM-2 can be loaded into the ESMFold around the same ESM-2: `protfold predict --adapter`.",
+    "protfold lm mlm configs/mlm_esm2_35m.yaml data.train=family.fasta --out runs/family",
+    "protfold lm mlm configs/mlm_esm2_35m.yaml data.train=family.fasta --out runs/family --json",
 )
-def mlm(
-    config: ConfigArgument,
-    overrides: OverridesArgument = None,
-    out: OutOption = None,
-    overwrite: OverwriteOption = False,
-    resume: ResumeOption = False,
-    model: ModelKeyOption = None,
-    device: DeviceKeyOption = None,
-    seed: SeedKeyOption = None,
-    json: JsonOption = False,
-    verbose: VerboseOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Train an adapter by masked modelling: of ESM-2 or ESM C on own FASTA, or of a text encoder.
-
-    An adapter of an ESM-2 can be loaded into the ESMFold around the same ESM-2: `protfold predict --adapter`.
-    """
-    given = [*keys(model, device, seed), *(overrides or ())]
-    _run("mlm", config, given, out, overwrite=overwrite, resume=resume, json=json, verbose=verbose, debug=debug)
 
 
 @lm.command(
@@ -191,9 +134,9 @@ def evaluate(
         from protfold_peft.runtime import configure_logging
 
         configure_logging(verbose=verbose)
-        with output_kept_for(json == _STANDARD_OUTPUT):
+        with output_kept_for(json == STANDARD_OUTPUT):
             found = language.evaluate(run, data or None, model=model, device=device, limit=limit)
-        if json == _STANDARD_OUTPUT:
+        if json == STANDARD_OUTPUT:
             print_json(found)
             return
         typer.echo(f"{found.task} on {found.records:,} samples")
@@ -257,6 +200,7 @@ def _run(
     verbose: bool,
     debug: bool,
 ) -> None:
+    """Read the configuration, train, and print the scores."""
     with error_boundary(debug=debug):
         quieten()
         from protfold_peft import language

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from protfold_peft.cli.common import (
+from protfold_peft.cli.common import error_boundary, output_kept_for, print_json, quieten
+from protfold_peft.cli.options import (
     AdapterOption,
     DebugOption,
     DeviceOption,
@@ -17,10 +18,6 @@ from protfold_peft.cli.common import (
     ReferenceKernelsOption,
     SeedOption,
     VerboseOption,
-    error_boundary,
-    output_kept_for,
-    print_json,
-    quieten,
 )
 from protfold_peft.errors import ConfigError
 

@@ -7,15 +7,8 @@ from typing import Annotated
 
 import typer
 
-from protfold_peft.cli.common import (
-    DebugOption,
-    JsonOption,
-    SeedOption,
-    VerboseOption,
-    error_boundary,
-    output_kept_for,
-    print_json,
-)
+from protfold_peft.cli.common import error_boundary, output_kept_for, print_json
+from protfold_peft.cli.options import DebugOption, JsonOption, SeedOption, VerboseOption
 
 SHORT = "Make a training set of structures: filtered, clustered and split."
 EXAMPLES = (

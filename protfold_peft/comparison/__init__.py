@@ -1,4 +1,10 @@
-"""Sweeps of adapter methods and ranks on held-out targets: runs, scores, statistics, tables, plots, the report."""
+"""Sweeps of adapter methods and ranks on held-out targets: runs, scores, statistics, tables, plots, the report.
+
+`sweep` takes a configuration (`config`) to results: `targets` and `leakage` before anything runs, `cells` the runs in
+their order, `workplace` their files, `runs` one of them, `rates` the choice of a learning rate, `worker` and
+`processes` several at a time. `results` is the table of all scores; `analysis` and `statistics` say what it shows, and
+`outputs` writes it down in `summary`, `tables`, `plots` and `report`.
+"""
 
 from protfold_peft.comparison.config import ComparisonConfig
 from protfold_peft.comparison.outputs import write_outputs

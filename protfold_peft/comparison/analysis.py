@@ -52,10 +52,12 @@ class ArmScores:
 
     @property
     def label(self) -> str:
+        """Of the arm, as in tables and plots."""
         return self.arm.label
 
     @property
     def parameters(self) -> int:
+        """Trained parameters; 0 for the base."""
         return int(self.facts["parameters"] or 0)
 
     def mean(self, measure: str, where: np.ndarray | None = None) -> float:
@@ -187,6 +189,7 @@ def nearest(one: ArmScores, loras: Sequence[ArmScores]) -> ArmScores:
 
 
 def _arm(arm: Arm, rows: Sequence[Mapping[str, Any]], targets: Sequence[str]) -> ArmScores:
+    """The rows of an arm on a set of targets, laid out by seed and target."""
     seeds = sorted({row["seed"] for row in rows}, key=lambda seed: -1 if seed is None else seed)
     places = {name: place for place, name in enumerate(targets)}
     values = {measure: np.full((len(seeds), len(targets)), np.nan) for measure in MEASURES}
@@ -205,6 +208,7 @@ def _arm(arm: Arm, rows: Sequence[Mapping[str, Any]], targets: Sequence[str]) ->
 
 
 def _compared(one: ArmScores, other: ArmScores, kind: str, score: str, draws: int) -> Comparison:
+    """One arm beside another; p-values are adjusted later."""
     if len(other.values[score]) == 1:
         differences = paired_differences(one.values[score], other.values[score])
     else:

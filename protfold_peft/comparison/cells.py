@@ -28,6 +28,7 @@ class Arm:
 
     @property
     def label(self) -> str:
+        """Method and rank in one word, such as `lorta_r4`."""
         return self.method if self.rank is None else f"{self.method}_r{self.rank}"
 
 
@@ -52,6 +53,7 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """Unique in its comparison; part of file names."""
         if self.arm is None:
             return BASE
         if self.kind == TUNE:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from protfold_peft.configuration import Group
 from protfold_peft.training.config import FinetuneConfig, Fraction, Number, Positive
 
 FULL = "full"
@@ -18,11 +19,7 @@ _OVERLAPPING = "T1061-D0"
 Rank = Annotated[int, Field(ge=1)]
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class MethodConfig(_Group):
+class MethodConfig(Group):
     """One method of the sweep.
 
     Attributes:
@@ -56,7 +53,7 @@ class MethodConfig(_Group):
         return self
 
 
-class TargetsConfig(_Group):
+class TargetsConfig(Group):
     """Structures that the methods are judged by, and that nothing is chosen on.
 
     Attributes:
@@ -80,7 +77,7 @@ class TargetsConfig(_Group):
     limit: Annotated[int, Field(ge=1)] | None = None
 
 
-class LeakageConfig(_Group):
+class LeakageConfig(Group):
     """From where on a chain that is learnt, or chosen by, is taken for a relative of a target.
 
     Attributes:
@@ -94,7 +91,7 @@ class LeakageConfig(_Group):
     search: Literal["auto", "mmseqs", "builtin"] = "auto"
 
 
-class ReportConfig(_Group):
+class ReportConfig(Group):
     """What the report shows.
 
     Attributes:
@@ -108,7 +105,7 @@ class ReportConfig(_Group):
     draws: Annotated[int, Field(ge=100)] = 10_000
 
 
-class ComparisonConfig(_Group):
+class ComparisonConfig(Group):
     """A sweep of methods, ranks, learning rates and seeds.
 
     Attributes:

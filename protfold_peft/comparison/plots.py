@@ -18,6 +18,8 @@ from protfold_peft.files import replacing
 # Okabe & Ito's colours, apart from each other for the colour-blind, and a mark of its own for each method.
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c8c00")
 _MARKS = "osD^vP*"
+# As many names as stand beside the axes, below a stamp of two lines.
+_LEGEND_ROWS = 20
 
 
 def colours(analysis: Analysis) -> dict[str, tuple[str, str]]:
@@ -73,6 +75,7 @@ def _ends(analysis: Analysis, one: ArmScores) -> tuple[float, float]:
 
 
 def _parameters(analysis: Analysis, axes: Any) -> None:
+    """Mean score against trained parameters, a line for each method."""
     base = analysis.base.mean(analysis.score)
     axes.axhline(base, color="0.5", linestyle="--", label=f"base model, {base:.3f}")
     for method, (colour, mark) in colours(analysis).items():
@@ -88,10 +91,11 @@ def _parameters(analysis: Analysis, axes: Any) -> None:
     axes.set_title(
         f"{analysis.group}: {len(analysis.targets)} targets; 95 % intervals of the difference from the base", fontsize=9
     )
-    axes.figure.legend(loc="outside right upper", fontsize=8)
+    _legend(axes, fontsize=8)
 
 
 def _differences(analysis: Analysis, axes: Any) -> None:
+    """What each target gains over the base model, arm by arm."""
     base = analysis.base.values[analysis.score][0]
     jitter = np.random.default_rng(0).uniform(-0.18, 0.18, size=len(base))
     styles = colours(analysis)
@@ -112,6 +116,7 @@ def _differences(analysis: Analysis, axes: Any) -> None:
 
 
 def _classes(analysis: Analysis, axes: Any) -> None:
+    """Mean scores within each class of targets, as bars."""
     masks = analysis.classes()
     width = 0.8 / (len(analysis.arms) + 1)
     styles = colours(analysis)
@@ -128,4 +133,10 @@ def _classes(analysis: Analysis, axes: Any) -> None:
     axes.set_xticks(ticks, [f"{kind}\n(n = {int(mask.sum())})" for kind, mask in masks.items()], fontsize=8)
     axes.set_ylabel(TITLES[analysis.score])
     axes.set_title(f"{analysis.group}: means by class and length", fontsize=10)
-    axes.figure.legend(loc="outside right upper", fontsize=7)
+    _legend(axes, fontsize=7)
+
+
+def _legend(axes: Any, fontsize: int) -> None:
+    """Names on the right of the axes and no higher than these, so that the stamp above has the figure's whole width."""
+    columns = -(-len(axes.get_legend_handles_labels()[1]) // _LEGEND_ROWS)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, fontsize=fontsize, ncols=columns)

@@ -73,6 +73,7 @@ class Workers(Generic[Item]):
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _work(self, slot: int) -> None:
+        """The thread of one slot: hand items to a process until none are left; where it died, to a new one."""
         process: subprocess.Popen[str] | None = None
         while (item := self._next()) is not None:
             try:

@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from protfold_peft.comparison.cells import BASE, TRAIN, Cell
-from protfold_peft.comparison.runs import MODELS, done
 from protfold_peft.comparison.scoring import MEASURES
 from protfold_peft.comparison.sweep import DONE, FAILED, Sweep, failure, learning_rates
 from protfold_peft.comparison.targets import Target
+from protfold_peft.comparison.workplace import MODELS, done
 from protfold_peft.errors import DataError
 from protfold_peft.files import replacing, write_text
 from protfold_peft.structure import write_pdb

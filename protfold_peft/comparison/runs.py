@@ -1,8 +1,7 @@
 """One cell of a comparison from beginning to end: train, unless that is done; fold the targets; keep the scores.
 
-`OUT/trainings` has the folders of `protfold finetune`, `OUT/cells` a file of scores for every cell that is done and a
-file of what went wrong for every one that failed, `OUT/models` the models of the targets. The base model's predictions
-of the validation chains are made once, by cell 0, and lent to every training that starts afterwards.
+The base model's predictions of the validation chains are made once, by cell 0, and lent to every training that starts
+afterwards.
 """
 
 from __future__ import annotations
@@ -13,92 +12,27 @@ import shutil
 import statistics
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from protfold_peft.comparison.cells import BASE, TUNE, Arm, Cell, grid_of, training_config, training_name
-from protfold_peft.comparison.config import FULL, ComparisonConfig
+from protfold_peft.comparison.cells import BASE, TUNE, Cell, training_config
+from protfold_peft.comparison.config import FULL
 from protfold_peft.comparison.leakage import fingerprint
+from protfold_peft.comparison.rates import chosen_rate
 from protfold_peft.comparison.scoring import judge
-from protfold_peft.comparison.targets import Target
+from protfold_peft.comparison.workplace import CELLS, FREE, MODELS, Workplace, cell_fingerprint
 from protfold_peft.configuration import check
-from protfold_peft.errors import ConfigError, ProtfoldError
+from protfold_peft.errors import ConfigError
 from protfold_peft.files import write_text
 from protfold_peft.folding.load import load_model
 from protfold_peft.runtime import LOGGER, peak_memory, reset_peak_memory, resolve_device, seed_everything
 from protfold_peft.training import finetune, output, predictions
 from protfold_peft.training.callbacks import read_rows
-from protfold_peft.training.chains import RunChains
 from protfold_peft.training.config import FinetuneConfig
 from protfold_peft.training.evaluate import fold_chains
 from protfold_peft.training.setup import load_base, precision
-
-CELLS, TRAININGS, MODELS, LOGS = "cells", "trainings", "models", "logs"
-# Settings of a finished training that say nothing about its result.
-_FREE = {("out",), ("model", "device"), ("data", "workers")}
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where a comparison works, and on what.
-
-    Attributes:
-        out: Its folder.
-        config: Its settings.
-        targets: Of all sets.
-        chains: What every training learns, and is judged by in validation.
-    """
-
-    out: Path
-    config: ComparisonConfig
-    targets: Sequence[Target]
-    chains: RunChains
-
-    def scores_file(self, cell: Cell) -> Path:
-        return self.out / CELLS / f"{cell.name}.json"
-
-    def failure_file(self, cell: Cell) -> Path:
-        return self.out / CELLS / f"{cell.name}.failed.txt"
-
-    def training_folder(self, arm: Arm, learning_rate: float, seed: int) -> Path:
-        return self.out / TRAININGS / training_name(arm, learning_rate, seed)
-
-    @property
-    def fingerprint(self) -> str:
-        """Of what the targets are."""
-        return fingerprint([[t.group, t.name, t.kind, t.sequence, t.span, t.length] for t in self.targets])
-
-
-def done(place: Workplace, cell: Cell) -> dict[str, Any] | None:
-    """What a finished cell holds; None for one that is not, or was of other settings or targets."""
-    try:
-        content = json.loads(place.scores_file(cell).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if content["of"] == _fingerprint(place, cell, content["cell"]["learning_rate"]) else None
-
-
-def _fingerprint(place: Workplace, cell: Cell, rate: float | None) -> str:
-    """Of all that a cell's content depends on."""
-    if cell.arm is None or rate is None:
-        settings: dict[str, Any] = {"model": place.config.finetune.model.model_dump()}
-    else:
-        settings = training_config(place.config, cell.arm, rate, cell.seed).model_dump()
-    for *groups, name in _FREE:
-        within = settings
-        for group in groups:
-            within = within.get(group, {})
-        within.pop(name, None)
-    return fingerprint([settings, None if cell.kind == TUNE else place.fingerprint])
-
-
-def log_file(place: Workplace, cell: Cell) -> Path:
-    """What a cell said when it last ran in a process of its own or a worker's."""
-    return place.out / LOGS / f"{cell.name}.log"
 
 
 def run_cell(place: Workplace, cell: Cell, *, judge: bool = True) -> None:
@@ -131,7 +65,8 @@ def run_cell(place: Workplace, cell: Cell, *, judge: bool = True) -> None:
 
 
 def _run(place: Workplace, cell: Cell, rate: float | None) -> dict[str, Any]:
-    content: dict[str, Any] = {"cell": _described(cell, rate), "of": _fingerprint(place, cell, rate)}
+    """Do a cell, and give what its file is to hold."""
+    content: dict[str, Any] = {"cell": _described(cell, rate), "of": cell_fingerprint(place, cell, rate)}
     folder = _prepare(place, cell, rate)
     if folder is None:
         rows, facts = _judged(place, cell, None)
@@ -216,7 +151,7 @@ def _changed(old: dict[str, Any], new: dict[str, Any], prefix: tuple[str, ...] =
     for name in {**old, **new}:
         key = (*prefix, name)
         a, b = old.get(name), new.get(name)
-        if key in _FREE:
+        if key in FREE:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             if found := _changed(a, b, key):
@@ -227,6 +162,7 @@ def _changed(old: dict[str, Any], new: dict[str, Any], prefix: tuple[str, ...] =
 
 
 def _facts_of_training(folder: Path) -> dict[str, Any]:
+    """What a training's own files say of its cost and its validation."""
     results = json.loads((folder / output.RESULTS).read_text(encoding="utf-8"))
     weights = next(
         folder / name for name in (output.ADAPTER_WEIGHTS, output.MODEL_WEIGHTS) if (folder / name).is_file()
@@ -252,6 +188,7 @@ def step_seconds(metrics: Path) -> float | None:
 
 
 def _judged(place: Workplace, cell: Cell, folder: Path | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The scores of all targets, folded with the base model (`folder` None) or the result of a training."""
     start = time.monotonic()
     settings = place.config.finetune.model
     full = cell.arm is not None and place.config.methods[cell.arm.method].method == FULL
@@ -270,41 +207,3 @@ def _judged(place: Workplace, cell: Cell, folder: Path | None) -> tuple[list[dic
     if folder is None:
         facts |= {"parameters": 0, "file_bytes": 0, "peak_memory_bytes": peak_memory(device), "model": model.id}
     return rows, facts
-
-
-def rates_of(place: Workplace, arm: Arm) -> dict[float, float | None]:
-    """Mean validation lDDT-CA of every learning rate of an arm that was tried; None where none of its runs gave one.
-
-    Raises:
-        ConfigError: A run that is to choose is neither done nor failed.
-    """
-    found: dict[float, float | None] = {}
-    for rate in grid_of(place.config, arm):
-        scores = []
-        for seed in place.config.seeds[: place.config.tuning_seeds]:
-            cell = Cell(-1, TUNE, arm, seed, rate)
-            content = done(place, cell)
-            if content is None and not place.failure_file(cell).is_file():
-                raise ConfigError(f"the learning rate of {arm.label} is not chosen yet: run cell {cell.name} first")
-            value = None if content is None else content["facts"]["validation"]["lddt_ca"]
-            scores.append(value)
-        known = [score for score in scores if score is not None]
-        # A rate that fails from some seeds is no better than one that fails from all.
-        found[rate] = statistics.fmean(known) if len(known) == len(scores) else None
-    return found
-
-
-def chosen_rate(place: Workplace, arm: Arm) -> float:
-    """The learning rate of an arm with the best mean lDDT-CA on the validation chains, the smaller one of equals.
-
-    Raises:
-        ConfigError: As `rates_of`.
-        ProtfoldError: Every learning rate failed.
-    """
-    grid = grid_of(place.config, arm)
-    if len(grid) == 1:
-        return grid[0]
-    scores = {rate: score for rate, score in rates_of(place, arm).items() if score is not None}
-    if not scores:
-        raise ProtfoldError(f"{arm.label}: training failed at every learning rate; add smaller ones to its grid")
-    return max(sorted(scores), key=lambda rate: scores[rate])

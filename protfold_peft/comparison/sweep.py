@@ -18,8 +18,10 @@ from protfold_peft.comparison.cells import BASE, TUNE, Arm, Cell, arms_of, cells
 from protfold_peft.comparison.config import ComparisonConfig
 from protfold_peft.comparison.leakage import Leakage
 from protfold_peft.comparison.processes import Workers, start_logged
-from protfold_peft.comparison.runs import Workplace, base_file, chosen_rate, done, log_file, rates_of, run_cell
+from protfold_peft.comparison.rates import chosen_rate, rates_of
+from protfold_peft.comparison.runs import base_file, run_cell
 from protfold_peft.comparison.targets import read_targets
+from protfold_peft.comparison.workplace import Workplace, done, log_file
 from protfold_peft.configuration import read_yaml
 from protfold_peft.errors import ConfigError, ProtfoldError
 from protfold_peft.files import write_text

@@ -101,6 +101,12 @@ def read_targets(group: str, config: TargetsConfig) -> list[Target]:
 def _target(
     name: str, group: str, path: Path, row: Mapping[str, str], sequences: Mapping[str, str], table: Path
 ) -> Target:
+    """A target, with the sequence that is folded for it and the part of it that is judged.
+
+    Raises:
+        StructureError: Its file holds several chains.
+        ConfigError: Its sequence or range cannot be used.
+    """
     structure = read_structure(path)
     if len(structure.chains) != 1:
         raise StructureError(f"{path}: a target is one chain, this file has {len(structure.chains)}; split it")

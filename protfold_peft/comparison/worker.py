@@ -12,8 +12,8 @@ import sys
 
 import torch
 
-from protfold_peft.comparison.runs import log_file
 from protfold_peft.comparison.sweep import TRAIN_ONLY, Sweep, run_one
+from protfold_peft.comparison.workplace import log_file
 
 
 def work(sweep: Sweep) -> None:

@@ -174,6 +174,7 @@ class PartDataset(Dataset[Part]):
             turn += 1
 
     def _pack(self, turn: int) -> list[list[int]]:
+        """The samples of a turn in packs of similar lengths that keep to the tokens."""
         if self._packs is not None and self._packs[0] == turn:
             return self._packs[1]
         assert self.tokens is not None

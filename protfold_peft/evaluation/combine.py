@@ -64,6 +64,7 @@ def make_outcomes(tasks: Sequence[Task], settings: EvaluationSettings, device: t
 def _outcome(
     task: Task, whole: Sequence[Scores | Exception], parts: Sequence[Scores | Exception], settings: EvaluationSettings
 ) -> Outcome:
+    """The rows of one pair, from the scores of every reference and chain."""
     error = task.error or next((_told(each) for each in whole if isinstance(each, Exception)), "")
     known = [each for each in whole if isinstance(each, Scores)]
     if error or not known:

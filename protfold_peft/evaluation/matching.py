@@ -181,6 +181,7 @@ def _matched(
     model_chains: Sequence[Chain | None],
     notes: Sequence[str] = (),
 ) -> Matched:
+    """Arrays of a pair in the order of the reference's residues, chain after chain."""
     positions, masks, plddt = [], [], []
     for link in links:
         chain, residues = link.model, link.residues

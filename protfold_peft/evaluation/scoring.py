@@ -120,6 +120,7 @@ def _score_or_tell(batch: Sequence[Matched], asked: _Asked) -> list[Scores | Exc
 
 
 def _score(batch: Sequence[Matched], asked: _Asked) -> list[Scores]:
+    """All scores of a batch of pairs, padded to one length."""
     device = asked.device
     dtype = torch.float32 if device.type == "mps" else torch.float64
     n = max(len(pair) for pair in batch)

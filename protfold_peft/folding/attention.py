@@ -41,6 +41,7 @@ class _RowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor, scale: float) -> Tensor:
+        """The attention by PyTorch's fused kernels; the probabilities are not kept."""
         q, k, v = x.detach().transpose(1, 3).unbind(2)
         # Detached: for a bias that asks for a gradient PyTorch gives up its fused kernels. Not expanded to the rows:
         # where the length is no multiple of 8 it would be copied for each.
@@ -53,6 +54,7 @@ class _RowAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Gradients of `x` and `bias`, with the probabilities computed again, some rows at a time."""
         x, bias, out = ctx.saved_tensors
         grad_x = torch.empty_like(x)
         # Many rows add into one bias: the sum is kept in fp32 even where the attention ran in bf16.

@@ -14,7 +14,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from protfold_peft.folding.model import EsmFold
-from protfold_peft.folding.trunk import TrunkBlock
+from protfold_peft.folding.trunk_block import TrunkBlock
 
 
 def set_checkpointing(base: EsmFold, *, kept_layers: int = 0, kept_blocks: int = 0, offload: bool = False) -> None:

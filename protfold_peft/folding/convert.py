@@ -118,6 +118,11 @@ def convert_checkpoint(source: str | Path, out: str | Path, *, esm2: str | Path 
 
 
 def _assembled(kind: Any, config: EsmConfig, weights: dict[str, Tensor], path: Path) -> Any:
+    """A model whose parameters are the checkpoint's own tensors.
+
+    Raises:
+        CheckpointError: One is missing, not known, or of another shape.
+    """
     # On the meta device nothing is drawn or held twice; the checkpoint's own tensors become the parameters.
     with torch.device("meta"):
         model = kind(config)
@@ -137,6 +142,7 @@ def _assembled(kind: Any, config: EsmConfig, weights: dict[str, Tensor], path: P
 
 
 def _language_model_of(checkpoint: FairEsmCheckpoint, esm2: str | Path | None) -> FairEsmCheckpoint:
+    """The ESM-2 inside an ESMFold checkpoint, or the one that was given for it."""
     inside = {
         name.removeprefix("esm."): tensor for name, tensor in checkpoint.weights.items() if name.startswith("esm.")
     }
@@ -225,6 +231,7 @@ def _masked_lm(checkpoint: FairEsmCheckpoint, notes: list[str]) -> tuple[EsmConf
 def _folding(
     checkpoint: FairEsmCheckpoint, language: FairEsmCheckpoint, notes: list[str]
 ) -> tuple[EsmConfig, dict[str, Tensor]]:
+    """Configuration and weights of an ESMFold in transformers' names."""
     config = checkpoint.config
     if config.get("use_esm_attn_map"):
         raise CheckpointError(f"{checkpoint.path} feeds ESM-2's attention maps to the trunk, which transformers cannot")

@@ -67,12 +67,6 @@ def encode_sequence(sequence: str) -> EncodedSequence:
     )
 
 
-def encoded_length(sequence: str) -> int:
-    """Positions the model sees for `sequence`: its residues and the linkers between its chains."""
-    n_breaks = sequence.count(":")
-    return len(sequence) - n_breaks + n_breaks * len(LINKER)
-
-
 def collate(sequences: Sequence[EncodedSequence], device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Pad on the right and stack: `input_ids`, `attention_mask`, `position_ids`, each `(b, n)` int64."""
     n = max(len(sequence) for sequence in sequences)

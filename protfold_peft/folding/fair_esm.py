@@ -84,6 +84,7 @@ def read_checkpoint(path: str | Path) -> FairEsmCheckpoint:
 
 
 def _load(path: Path) -> Any:
+    """The content of a checkpoint; classes that it names become inert stand-ins."""
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist")
     try:

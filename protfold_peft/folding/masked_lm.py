@@ -84,6 +84,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _from_language_model(network: Any, source: str) -> dict[str, Tensor]:
+    """The head of a language model whose embedding shows that it is this one."""
     try:
         peer: Any = EsmForMaskedLM.from_pretrained(source)
     except Exception as error:  # transformers' loaders raise many kinds

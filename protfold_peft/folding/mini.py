@@ -12,6 +12,7 @@ residue sits at the origin and nothing reaches the language model.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,16 +36,23 @@ _BRANCH_GAIN = 0.5
 _FRAME_GAIN = 0.2
 
 
-def mini_config() -> EsmConfig:
-    """The architecture: an ESM-2 of 6 layers of width 256, and 2 trunk blocks."""
+def esmfold_config(*, hidden: int, layers: int, heads: int, folding: dict[str, Any]) -> EsmConfig:
+    """An ESMFold of other sizes, with the vocabulary and the switches of the published one.
+
+    Args:
+        hidden: Width of the language model.
+        layers: Of the language model.
+        heads: Of the language model.
+        folding: What its `esmfold_config` says; the rest is as published.
+    """
     return EsmConfig(
         vocab_size=33,
         mask_token_id=32,
         pad_token_id=1,
-        hidden_size=256,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        intermediate_size=1024,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         max_position_embeddings=1026,
@@ -54,30 +62,32 @@ def mini_config() -> EsmConfig:
         token_dropout=True,
         is_folding_model=True,
         vocab_list=list(get_default_vocab_list()),
-        esmfold_config={
-            "fp16_esm": False,
-            "lddt_head_hid_dim": 64,
-            "trunk": {
-                "num_blocks": 2,
-                "sequence_state_dim": 128,
-                "pairwise_state_dim": 32,
-                "sequence_head_width": 32,
-                "pairwise_head_width": 16,
-                "position_bins": 32,
-                "max_recycles": 1,
-                "chunk_size": None,
-                "structure_module": {
-                    "sequence_dim": 128,
-                    "pairwise_dim": 32,
-                    "ipa_dim": 16,
-                    "resnet_dim": 64,
-                    "num_heads_ipa": 8,
-                    "num_blocks": 4,
-                    "dropout_rate": 0.0,
-                },
-            },
-        },
+        esmfold_config={"fp16_esm": False, **folding},
     )
+
+
+def mini_config() -> EsmConfig:
+    """The architecture: an ESM-2 of 6 layers of width 256, and 2 trunk blocks."""
+    trunk = {
+        "num_blocks": 2,
+        "sequence_state_dim": 128,
+        "pairwise_state_dim": 32,
+        "sequence_head_width": 32,
+        "pairwise_head_width": 16,
+        "position_bins": 32,
+        "max_recycles": 1,
+        "chunk_size": None,
+        "structure_module": {
+            "sequence_dim": 128,
+            "pairwise_dim": 32,
+            "ipa_dim": 16,
+            "resnet_dim": 64,
+            "num_heads_ipa": 8,
+            "num_blocks": 4,
+            "dropout_rate": 0.0,
+        },
+    }
+    return esmfold_config(hidden=256, layers=6, heads=8, folding={"lddt_head_hid_dim": 64, "trunk": trunk})
 
 
 def build_mini(seed: int = MINI_SEED) -> EsmFold:

@@ -230,6 +230,7 @@ class EsmFold(EsmForProteinFolding):
     def _output(
         self, structure: dict[str, Tensor], aatype: Tensor, mask: Tensor, position_ids: Tensor, targets: Tensor | None
     ) -> EsmFoldOutput:
+        """The heads' outputs beside the structure."""
         b, n = aatype.shape
         pair, states = structure["s_z"], structure["states"]
         distogram = self.distogram_head(pair)

@@ -87,6 +87,7 @@ def predict_batch(model: LoadedModel, records: Sequence[Record], *, recycles: in
 def _prediction(
     output: EsmFoldOutput, row: int, record: Record, encoded: EncodedSequence, provenance: dict[str, str]
 ) -> Prediction:
+    """One sample of a batch without padding and linkers, on the CPU."""
     keep = torch.nonzero(encoded.chain_index >= 0).squeeze(-1)
     chain_index = encoded.chain_index[keep]
     on_device = keep.to(output.positions.device)

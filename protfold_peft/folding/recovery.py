@@ -104,6 +104,7 @@ class Folder:
         return caught
 
     def _fold_chunked(self, record: Record, sizes: Sequence[int]) -> Iterator[Folded | Failed]:
+        """Fold a record that was too large with ever smaller chunk sizes."""
         usual = _chunk_size(self.model)
         sizes = [size for size in sizes if usual is None or size < usual]
         error: Exception = MemoryError("out of memory")

@@ -167,6 +167,7 @@ class _Beside:
         threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
 
     def give(self, outcome: Folded | Failed) -> None:
+        """Send an outcome to the process; until that answers it waits here too, to be written here if need be."""
         self.waiting.append(outcome)
         self._send(outcome)
 

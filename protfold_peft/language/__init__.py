@@ -1,6 +1,10 @@
 """Language-model tasks on the adapter core: classification, instruction tuning, preferences, masked modelling.
 
 Thin layers over transformers' `Trainer` and TRL; nothing here knows one adapter method from another.
+
+`run` is a run from beginning to end and `evaluate` a later look at it; `task` is what `classify`, `sft`, `dpo` and
+`mlm` have in common. `records`, `glue` and `templates` read texts, `models` and `adapter` load what is trained,
+`output` and `result` are what is left. `serve` answers requests.
 """
 
 from protfold_peft.configuration import read_config

@@ -1,4 +1,4 @@
-"""What happens beside the optimization: the progress bar, the log, and the watch over adapters of PEFT's own."""
+"""What happens beside the optimization: the progress bar and the log."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress, TaskID
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from protfold_peft.adapters import DeadAdapterCallback, TensorAdapterModel
-from protfold_peft.adapters.checks import DeadAdapterError
-from protfold_peft.adapters.optimization import DEAD_AFTER_STEPS
 from protfold_peft.errors import NonFiniteError
 from protfold_peft.training import checkpoints
 
@@ -31,15 +27,18 @@ class ProgressCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Start the bar, at the step of a resumed run."""
         self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar on."""
         if self.task is not None:
             self.progress.update(self.task, completed=state.global_step)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
+        """Show the loss."""
         if self.task is not None and logs and "loss" in logs:
             self.progress.update(self.task, description=f"training, loss {float(logs['loss']):.4g}")
 
@@ -63,6 +62,7 @@ class LogCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Start the table, with the rows up to the checkpoint of a resumed run."""
         self._start = time.monotonic()
         if not state.is_world_process_zero:
             return
@@ -76,11 +76,13 @@ class LogCallback(TrainerCallback):
             table.writerows(kept)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """See to a row for the last step."""
         # The last step is logged whether or not it is a multiple of `log_every`.
         if state.global_step == state.max_steps:
             control.should_log = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Mark the checkpoint as complete."""
         # Everything else of the checkpoint is on the disk by now; without the marker it is never resumed.
         if state.is_world_process_zero:
             checkpoints.mark_complete(self.path.parent / f"{checkpoints.PREFIX}{state.global_step}")
@@ -88,6 +90,11 @@ class LogCallback(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
+        """Write a row.
+
+        Raises:
+            NonFiniteError: The loss is NaN or infinite.
+        """
         logs = logs or {}
         if "loss" in logs and not math.isfinite(float(logs["loss"])):
             raise NonFiniteError(
@@ -103,44 +110,3 @@ class LogCallback(TrainerCallback):
         row |= {"step": str(state.global_step), "seconds": f"{time.monotonic() - self._start:.3f}"}
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
-
-
-class IdleParameterCallback(TrainerCallback):
-    """Stops a run in its first steps if some module of an adapter of PEFT's own gets no gradient at all.
-
-    Within a module some parameters may get none at first, as LoRA's A while B is zero; so modules are judged.
-
-    Raises:
-        DeadAdapterError: From within `Trainer.train`; names the modules.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.members: dict[str, list[nn.Parameter]] = {}
-        for name, module in model.named_modules():
-            own = [p for key, p in module.named_parameters() if p.requires_grad]
-            # The smallest modules that hold one adapted layer: those with a `base_layer`.
-            if own and hasattr(module, "base_layer"):
-                self.members[name] = own
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step >= DEAD_AFTER_STEPS or not self.members:
-            return
-        alive = {
-            name for name, own in self.members.items() if any(p.grad is not None and p.grad.ne(0).any() for p in own)
-        }
-        self.members = {name: own for name, own in self.members.items() if name not in alive}
-        if self.members and state.global_step + 1 >= min(DEAD_AFTER_STEPS, state.max_steps):
-            listed = ", ".join(list(self.members)[:4])
-            raise DeadAdapterError(
-                f"no gradient reaches {len(self.members)} adapted modules ({listed}); leave them out of "
-                "target_modules, or use a model whose forward pass does not detach them",
-                (),
-            )
-
-
-def dead_adapter_callback(model: nn.Module) -> TrainerCallback:
-    """The watch that fits the adapter of this model."""
-    ours = any(isinstance(module, TensorAdapterModel) for module in model.modules())
-    return DeadAdapterCallback(model) if ours else IdleParameterCallback(model)

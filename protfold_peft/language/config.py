@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from protfold_peft.configuration import Group
 from protfold_peft.training.config import Fraction, NotNegative, Number, Positive
 
 Count = Annotated[int, Field(ge=1)]
 TooLong = Literal["error", "truncate", "skip"]
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class ModelConfig(_Group):
+class ModelConfig(Group):
     """The language model that is adapted.
 
     Attributes:
@@ -41,7 +38,7 @@ class ModelConfig(_Group):
     gradient_checkpointing: bool = False
 
 
-class AdapterConfig(_Group):
+class AdapterConfig(Group):
     """The adapter that is trained.
 
     Attributes:
@@ -68,7 +65,7 @@ class AdapterConfig(_Group):
     start: str | None = None
 
 
-class DataConfig(_Group):
+class DataConfig(Group):
     """What all tasks say about their data.
 
     Attributes:
@@ -144,7 +141,7 @@ class MlmData(DataConfig):
     mask_fraction: Annotated[Number, Field(gt=0, le=1)] = 0.15
 
 
-class TrainingConfig(_Group):
+class TrainingConfig(Group):
     """How the adapter moves; defaults that differ by task are set in the tasks' own classes.
 
     Attributes:
@@ -223,7 +220,7 @@ class DpoTraining(TrainingConfig):
     label_smoothing: Fraction = 0.0
 
 
-class RunConfig(_Group):
+class RunConfig(Group):
     """One run.
 
     Attributes:

@@ -106,6 +106,7 @@ Rows = Iterator[tuple[dict[str, Any], str]]
 def _file(
     path: Path, columns: Sequence[str] | None, wanted: Sequence[str], layouts: Layouts, aliases: Mapping[str, str]
 ) -> Rows:
+    """The rows of a file, by its suffix."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(f"{path}: files of kind '{suffix}' are not read; use one of {', '.join(SUFFIXES)}")
@@ -173,6 +174,7 @@ def _table(
     layouts: Layouts,
     aliases: Mapping[str, str],
 ) -> Rows:
+    """The rows of a CSV or TSV file, whose columns the first line, the caller or the number of cells names."""
     number, first = next(lines)
     has_names = set(wanted) <= {aliases.get(name, name) for name in first}
     if columns is None and not has_names:
@@ -244,6 +246,7 @@ def _parquet(path: Path) -> Rows:
 
 
 def _hub(source: str) -> Rows:
+    """The rows of a data set on the hub, `hub:OWNER/NAME:CONFIG:SPLIT`."""
     from datasets import load_dataset
 
     name, *rest = source.removeprefix(HUB).split(":")

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,19 @@ import torch
 from transformers import PrinterCallback
 from transformers import ProgressCallback as BarOfTransformers
 
-from protfold_peft.adapters.cards import card, method_name
 from protfold_peft.adapters.named import FULL
+from protfold_peft.adapters.optimization import dead_adapter_callback
 from protfold_peft.errors import ConfigError, ProtfoldError
 from protfold_peft.files import naming, write_text
 from protfold_peft.language import output
-from protfold_peft.language.callbacks import LogCallback, ProgressCallback, dead_adapter_callback
+from protfold_peft.language.callbacks import LogCallback, ProgressCallback
 from protfold_peft.language.classify import Classification, check_classify
 from protfold_peft.language.config import ClassifyConfig, RunConfig
 from protfold_peft.language.dpo import PreferenceOptimization
 from protfold_peft.language.mlm import MaskedModelling
 from protfold_peft.language.models import device_of, load_tokenizer
 from protfold_peft.language.records import Record
+from protfold_peft.language.result import RunResult, model_card
 from protfold_peft.language.sft import InstructionTuning
 from protfold_peft.language.task import Task, split_off, trainer_arguments
 from protfold_peft.runtime import peak_memory, progress_bar, seed_everything
@@ -39,56 +40,6 @@ TASKS: dict[str, type[Task[Any]]] = {
     "dpo": PreferenceOptimization,
     "mlm": MaskedModelling,
 }
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run went; `results.json` holds the same, without `out`.
-
-    Attributes:
-        out: The adapter folder.
-        task: classify, sft, dpo or mlm.
-        metric: That the best checkpoint was chosen by.
-        base: Scores of the validation records without the adapter; None without validation records. A classifier's
-            head is untrained then; `majority` is the line to beat.
-        adapted: The same with the adapter.
-        labels: Classes of a classifier, in the order of its outputs.
-        majority: Scores of always answering the most frequent class.
-        trainable_parameters: Elements that were trained.
-        head_parameters: Of these, outside the adapter: a classifier's head.
-        steps: Optimizer steps.
-        best_step: That the adapter is of; None: the last.
-        final_loss: Mean training loss since the log's last row but one.
-        train_records: Samples that were learnt from.
-        skipped: Why records were left out, one line each, and at most a hundred lines.
-        seconds: Of the whole run.
-        peak_memory_bytes: Most memory in use: of the GPU's if there is one, else of the process; None if unknown.
-        model: Name of the base model.
-        method: Of the adapter.
-        seed: Of the run.
-        version: Of this program.
-    """
-
-    out: Path
-    task: str
-    metric: str
-    base: Mapping[str, float | None] | None
-    adapted: Mapping[str, float | None] | None
-    labels: tuple[str, ...] | None
-    majority: Mapping[str, float] | None
-    trainable_parameters: int
-    head_parameters: int
-    steps: int
-    best_step: int | None
-    final_loss: float | None
-    train_records: int
-    skipped: tuple[str, ...]
-    seconds: float
-    peak_memory_bytes: int | None
-    model: str
-    method: str
-    seed: int
-    version: str
 
 
 def make_task(config: RunConfig, tokenizer: Any, facts: Mapping[str, Any] | None = None) -> Task[Any]:
@@ -222,6 +173,7 @@ def _working_folder(out: Path, config: RunConfig, *, resume: bool, cpu: bool) ->
 
 
 def _train(trainer: Any, task: Task[Any], working: Path, checkpoint: str | None, *, dead_check: bool) -> None:
+    """Train, with bar, log and the watch over the adapter."""
     for unwanted in (PrinterCallback, BarOfTransformers):
         trainer.remove_callback(unwanted)
     with progress_bar("steps") as progress:
@@ -247,6 +199,7 @@ def _best_step(trainer: Any) -> int | None:
 
 
 def _save(model: Any, task: Task[Any], config: RunConfig, result: RunResult, working: Path) -> None:
+    """Write everything that the folder of a finished run holds."""
     if config.adapter.method == FULL and config.adapter.start is None:
         model.save_pretrained(str(working))
         task.tokenizer.save_pretrained(str(working))
@@ -259,44 +212,6 @@ def _save(model: Any, task: Task[Any], config: RunConfig, result: RunResult, wor
     results = {key: value for key, value in asdict(result).items() if key != "out"}
     write_text(working / output.RESULTS, json.dumps(results, indent=2, allow_nan=False) + "\n")
     write_text(working / output.CARD, model_card(config, result))
-
-
-def model_card(config: RunConfig, result: RunResult) -> str:
-    """A README for the folder, in the Hugging Face hub's format."""
-    name = config.adapter.method
-    title = f"{name} adapter of {result.model}" if name != FULL else f"{result.model}, trained further"
-    source = config.data.train or f"GLUE {getattr(config.data, 'glue', '')}"
-    trained = source if isinstance(source, str) else ", ".join(source)
-    scores = {
-        f"{metric}, validation": f"{_shown((result.base or {}).get(metric))} before, {_shown(value)} after"
-        for metric, value in (result.adapted or {}).items()
-    }
-    facts: dict[str, object] = {
-        "task": result.task,
-        "method": method_name(name),
-        "trained on": f"{trained} ({result.train_records:,} samples)",
-        "trained parameters": f"{result.trainable_parameters:,} ({result.head_parameters:,} in a head)",
-        "optimizer steps": f"{result.steps:,}" + (f", best at {result.best_step:,}" if result.best_step else ""),
-        **scores,
-    }
-    loader = {"classify": "SequenceClassification", "mlm": "MaskedLM"}.get(result.task, "CausalLM")
-    options = f", num_labels={len(result.labels or ('value',))}" if result.task == "classify" else ""
-    place = '"path/of/this/folder"'
-    code = (
-        "import protfold_peft  # registers the method\n"
-        "from peft import PeftModel\n"
-        f"from transformers import AutoModelFor{loader}\n\n"
-        f'base = AutoModelFor{loader}.from_pretrained("{result.model}"{options})\n'
-        f"model = PeftModel.from_pretrained(base, {place})"
-        if name != FULL
-        else f"from transformers import AutoModelFor{loader}\n\nmodel = AutoModelFor{loader}.from_pretrained({place})"
-    )
-    text = [f"Every setting is in `{output.CONFIG}`, every logged step in `{output.METRICS}`."]
-    return card(title, text, base=result.model, tags=["protfold-peft", name], facts=facts, code=code)
-
-
-def _shown(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4g}"
 
 
 def defined(scores: Mapping[str, float] | None) -> dict[str, float | None] | None:

@@ -148,6 +148,7 @@ def _request(place: str, number: int, line: str, tokenizer: Any, max_new_tokens:
 
 
 def _tokens(record: Record, tokenizer: Any) -> list[int]:
+    """The prompt of a request, by whichever of its forms is given."""
     if "messages" in record.values:
         if tokenizer.chat_template is None:
             raise DataError(f"{record.place}: 'messages' needs a chat template, which this tokenizer does not have")
@@ -176,6 +177,7 @@ def _bounded(request: Request, limit: int | None) -> Request:
 
 
 def _with_adapters(network: Any, names: dict[str, str]) -> Any:
+    """The network with all adapters that the requests name, which have to be of one type."""
     kinds: dict[str, str] = {}
     for folder in names:
         kind = PeftConfig.from_pretrained(folder).peft_type

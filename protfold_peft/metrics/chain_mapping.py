@@ -249,6 +249,7 @@ class _Scorer:
         return torch.cat([self._score(mappings[at : at + chunk]) for at in range(0, len(mappings), chunk)])
 
     def _score(self, mappings: Sequence[Mapping]) -> Tensor:
+        """`(m,)` best TM-scores found for mappings, from starts on all chains and on single ones."""
         laid = [self._lay(mapping) for mapping in mappings]
         model = torch.stack([positions for positions, _ in laid])
         mask = torch.stack([there for _, there in laid])

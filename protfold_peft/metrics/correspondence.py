@@ -130,6 +130,11 @@ def _numbers_hold(found: Correspondence, model: Chain, reference: Chain) -> bool
 
 
 def _by_alignment(model: Chain, reference: Chain, by_number: Correspondence, min_identity: float) -> Correspondence:
+    """Residues matched by alignment, if the sequences are alike beyond chance.
+
+    Raises:
+        StructureError: They are not.
+    """
     strict, score = _align(model, reference, _BLAST_EXTEND)
     expectation = _K * len(model) * len(reference) * math.exp(-_LAMBDA * score)
     # Short peptides cannot reach significance; two that are equal in full need none.

@@ -136,6 +136,7 @@ class _Side:
         return cls(position.permute(2, 0, 1).float().contiguous(), residue.int(), place)
 
     def part(self, samples: slice, atoms: slice) -> _Side:
+        """The atoms of a slice, in a slice of the samples."""
         return _Side(self.position[:, samples, atoms], self.residue[samples, atoms], self.place[samples, atoms])
 
 

@@ -140,8 +140,11 @@ def optimal_rotation(b: Tensor) -> Tensor:
 
 
 class _OptimalRotation(torch.autograd.Function):
+    """`optimal_rotation` with its gradient, which does not pass through the iterations that find it."""
+
     @staticmethod
     def forward(ctx: Any, b: Tensor) -> Tensor:
+        """`(..., 3, 3)` rotations."""
         elements = [element.contiguous() for element in b.detach().reshape(-1, 9).unbind(-1)]
         rotation = torch.stack(best_rotation(elements), dim=-1).reshape(b.shape)
         ctx.save_for_backward(b, rotation)
@@ -150,6 +153,7 @@ class _OptimalRotation(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """`(..., 3, 3)` gradient of B from that of R, by the condition that R fulfils."""
         # R^T B stays symmetric: dR = R [w]x with K w = axial(R^T dB), K = tr(S) I - S, S = R^T B.
         b, rotation = ctx.saved_tensors
         s = rotation.mT @ b

@@ -72,6 +72,7 @@ def search(mobile: Tensor, target: Tensor, matched: Tensor, d0: Tensor, cutoffs:
 
 
 def _search(pairs: Pairs, cutoffs: tuple[float, ...]) -> Found:
+    """The states of all seeds improved until they repeat, and the best that was met."""
     best = _nothing(len(pairs.d0), len(cutoffs), pairs.d0)
     met = torch.empty(0, dtype=torch.int64, device=pairs.d0.device)
     states, cutoff = seeds(pairs), pairs.search_d0 - 1

@@ -80,6 +80,13 @@ class Pairs:
 
     @classmethod
     def of(cls, mobile: Tensor, target: Tensor, matched: Tensor, d0: Tensor) -> Pairs:
+        """Make pairs ready.
+
+        Args:
+            mobile, target: `(b, n, 3)` points, float64.
+            matched: `(b, n)` true where both are known.
+            d0: `(b,)` in angstrom.
+        """
         n_matched = matched.sum(dim=1)
         longest = int(n_matched.max())
         order = (~matched).byte().argsort(dim=1, stable=True)[:, :longest]

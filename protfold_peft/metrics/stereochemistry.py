@@ -56,11 +56,14 @@ class BackboneGeometry:
 
 @dataclass(frozen=True, eq=False)
 class _Count:
+    """`(b,)` of what was measured, and of what is odd among it."""
+
     measured: Tensor
     outliers: Tensor
 
     @classmethod
     def zeros(cls, like: Tensor) -> _Count:
+        """Nothing counted yet, in the shape of `like`."""
         return cls(torch.zeros_like(like), torch.zeros_like(like))
 
 

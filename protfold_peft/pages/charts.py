@@ -134,14 +134,17 @@ class _Axes:
 
     @classmethod
     def around(cls, x: Sequence[float], y: Sequence[float], width: int, height: int) -> _Axes:
+        """Axes of this size on which all the values have room."""
         x_low, x_high = _range(x)
         y_low, y_high = _range(y)
         return cls(x_low, x_high, y_low, y_high, width, height)
 
     def x(self, value: float) -> float:
+        """Horizontal place of a value in the picture."""
         return _LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (self.width - _LEFT - _RIGHT)
 
     def y(self, value: float) -> float:
+        """Vertical place of a value in the picture, from the top down."""
         return (
             self.height - _BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (self.height - _TOP - _BOTTOM)
         )

@@ -19,7 +19,6 @@ from protfold_peft.structure.rigid import DEGENERATE_LENGTH, Rigid
 
 # Two residues are joined when C and N are closer than this; a peptide bond has 1.33 angstrom.
 PEPTIDE_BOND_CUTOFF = 2.0
-N_TORSIONS = 7
 
 
 @cache

@@ -174,6 +174,11 @@ class _Sites:
         return f"atom_site row {row + 1}" + (f" (atom {serial[row]})" if serial else "")
 
     def read_atoms(self, group: Group) -> list[Atom]:
+        """The atoms of a group.
+
+        Raises:
+            StructureError: A coordinate, occupancy or B-factor is no number.
+        """
         xs, ys, zs = (self._columns[f"cartn_{axis}"] for axis in "xyz")
         atoms = []
         for row in group.rows:
@@ -208,6 +213,11 @@ class _Sites:
         return value
 
     def read_number(self, group: Group) -> int:
+        """The author's number of a group's residue.
+
+        Raises:
+            StructureError: It is missing or not a number.
+        """
         if re.fullmatch(r"-?\d+", group.number):
             return int(group.number)
         shown = f"'{group.number}'" if group.number else "missing"

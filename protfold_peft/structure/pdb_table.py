@@ -83,6 +83,11 @@ class _Body:
         self._rows: list[int] = []
 
     def atom(self, index: int, line: str) -> None:
+        """An ATOM or HETATM record.
+
+        Raises:
+            StructureError: It is cut short.
+        """
         if not self._inside:
             self._open_model()
         if self._ended_at is not None:
@@ -120,11 +125,13 @@ class _Body:
         )
 
     def ter(self) -> None:
+        """A TER record: what follows under the same chain id is another segment."""
         if self._taking and self._chain is not None:
             self.ters[self._chain] = self.ters.get(self._chain, 0) + 1
         self._key = ""
 
     def start_model(self, line: str) -> None:
+        """A MODEL record; the model begins with its first atom."""
         fields = line[5:].split()
         if line[:6].rstrip() != "MODEL":
             return
@@ -133,14 +140,17 @@ class _Body:
         self._announced = int(fields[0]) if fields and fields[0].lstrip("-").isdigit() else None
 
     def end_model(self) -> None:
+        """An ENDMDL record."""
         self._inside = self._taking = False
         self._key = ""
 
     def end(self, index: int) -> None:
+        """An END record, on the line `index`."""
         self._ended_at = index
         self._key = ""
 
     def _open_model(self) -> None:
+        """The first atom of a model: is it the one that is wanted?"""
         self._inside = True
         if self._ended_at is not None:
             return
@@ -155,6 +165,11 @@ class _Body:
         self.numbers.append(number)
 
     def check(self, wanted: int | None) -> None:
+        """At the end of the file.
+
+        Raises:
+            StructureError: There are no atoms, or the wanted model is not there.
+        """
         if not self.numbers:
             raise StructureError(f"{self.path}: there is no ATOM or HETATM record: the file has no coordinates")
         if self.taken is None:

@@ -1,4 +1,11 @@
-"""Fine-tuning on structures."""
+"""Fine-tuning on structures.
+
+`finetune` is a run from beginning to end: `config` says what is asked, `chains` what is learnt and judged, `setup`
+makes the model ready and `trainer_setup` the Trainer (`trainer`, with `callbacks` beside it and the loss of
+`objective`); `memory` fits a step to the memory. `evaluate` judges before and after, `checkpoints` and `predictions`
+are for going on after an interruption, `results`, `output` and `report` are what is left. `suggestion` is
+`protfold init`.
+"""
 
 import os
 from collections.abc import Iterable

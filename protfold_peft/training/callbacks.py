@@ -34,10 +34,12 @@ class ProgressCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Start the bar, at the step of a resumed run."""
         self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step)
         self._start = (state.global_step, time.monotonic())
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Move the bar on."""
         assert self.task is not None
         self.progress.update(self.task, completed=state.global_step)
 
@@ -49,6 +51,7 @@ class ProgressCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
+        """Show loss, lDDT, rate and memory."""
         if self.task is None or not logs or "loss" not in logs:
             return
         steps, seconds = state.global_step - self._start[0], time.monotonic() - self._start[1]
@@ -120,11 +123,13 @@ class CsvLogCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Keep the rows up to the checkpoint of a resumed run, and go on from their seconds."""
         if state.is_world_process_zero:
             rows = self.file.rewind(state.global_step)
             self._start = time.monotonic() - (float(rows[-1]["seconds"]) if rows else 0.0)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """See to a row for the last step."""
         # The last step is logged whether or not it is a multiple of `log_every`.
         if state.global_step == state.max_steps:
             control.should_log = True
@@ -137,6 +142,7 @@ class CsvLogCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
+        """Write a row."""
         # The Trainer logs once more at the end, about the whole run.
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
@@ -166,6 +172,7 @@ class BadGradientCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Take the gradients away where one of them is not finite, so that the step changes nothing."""
         gradients = [p.grad for p in weights.trained(self.trainer.model).values() if p.grad is not None]
         # After the gradients of all processes were averaged: all of them come to the same result.
         norms = torch.stack([gradient.norm() for gradient in gradients]) if gradients else torch.zeros(1)
@@ -194,6 +201,7 @@ class RunningMeanCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Update the mean, unless the step was skipped."""
         if self.trainer.mean is not None and not self.bad.skipped:
             self.trainer.mean.update(self.trainer.model, state.global_step + 1)
 
@@ -233,19 +241,23 @@ class ValidationCallback(TrainerCallback):
         trainer.watched["validation"] = (self._state, self._take)
 
     def _state(self) -> list[float]:
+        """What a checkpoint keeps of the search for the best step."""
         return [self.best_score, self.best_step, self.since_best, self.last_step]
 
     def _take(self, state: list[float]) -> None:
+        """Go on from what a checkpoint kept."""
         self.best_score = state[0]
         self.best_step, self.since_best, self.last_step = map(int, state[1:])
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Keep the rows up to the checkpoint of a resumed run."""
         if state.is_world_process_zero:
             self.table.rewind(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Evaluate where it is time, and stop the run where patience is at its end."""
         if state.global_step % self.every and state.global_step != state.max_steps:
             return
         # Logging clears the wish to log this step's loss.

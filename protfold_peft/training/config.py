@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
+from protfold_peft.configuration import Group
 from protfold_peft.training.terms import BASE_TERMS, MASKED_LM, STRUCTURE_TERMS
 
 
@@ -28,11 +29,7 @@ NotNegative = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class ModelConfig(_Group):
+class ModelConfig(Group):
     """The folding model that is trained, or adapted.
 
     Attributes:
@@ -64,7 +61,7 @@ class ModelConfig(_Group):
     dropout: Annotated[Number, Field(ge=0, lt=1)] | None = None
 
 
-class AdapterConfig(_Group):
+class AdapterConfig(Group):
     """The adapter that is trained.
 
     Attributes:
@@ -95,7 +92,7 @@ class AdapterConfig(_Group):
     start_from: str | None = None
 
 
-class SourceConfig(_Group):
+class SourceConfig(Group):
     """Structures to be judged by.
 
     Attributes:
@@ -109,7 +106,7 @@ class SourceConfig(_Group):
     where: dict[str, str] = Field(default={})
 
 
-class DataConfig(_Group):
+class DataConfig(Group):
     """The structures that are learnt, and those that are judged.
 
     Attributes:
@@ -141,7 +138,7 @@ class DataConfig(_Group):
     workers: Annotated[int, Field(ge=0)] = 0
 
 
-class LossConfig(_Group):
+class LossConfig(Group):
     """The weights of the loss terms; a term of weight 0 is not computed.
 
     Attributes:
@@ -182,7 +179,7 @@ class LossConfig(_Group):
         return {name: weight for name, weight in given.items() if weight}
 
 
-class OptimizationConfig(_Group):
+class OptimizationConfig(Group):
     """How the parameters move, and how long.
 
     Attributes:
@@ -238,7 +235,7 @@ class OptimizationConfig(_Group):
     trackers: list[Literal["tensorboard", "wandb"]] = Field(default=["tensorboard"])
 
 
-class FinetuneConfig(_Group):
+class FinetuneConfig(Group):
     """One run.
 
     Attributes:

@@ -17,9 +17,9 @@ from protfold_peft.runtime import peak_memory
 from protfold_peft.training import weights
 from protfold_peft.training.chains import read_run_chains
 from protfold_peft.training.config import FinetuneConfig
-from protfold_peft.training.finetune import make_trainer, training_arguments
 from protfold_peft.training.memory import fit_memory, take_budget
 from protfold_peft.training.setup import load_base, make_trainable
+from protfold_peft.training.trainer_setup import make_trainer, training_arguments
 
 
 @dataclass(frozen=True)

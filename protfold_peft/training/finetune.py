@@ -13,25 +13,17 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
-from protfold_peft.data import (
-    ChainFolder,
-    CropDataset,
-    PartDataset,
-    TrainingChain,
-    collate_parts,
-)
+from protfold_peft.data import TrainingChain
 from protfold_peft.errors import ConfigError
 from protfold_peft.files import naming
-from protfold_peft.runtime import LOGGER, peak_memory, progress_bar, resolve_device
+from protfold_peft.runtime import LOGGER, peak_memory, progress_bar
 from protfold_peft.training import checkpoints, folders, memory, output, predictions, weights
 from protfold_peft.training.callbacks import (
-    BadGradientCallback,
     CsvFile,
     CsvLogCallback,
     ProgressCallback,
-    RunningMeanCallback,
     ValidationCallback,
     cannot_be_written,
     validation_row,
@@ -42,6 +34,7 @@ from protfold_peft.training.evaluate import Folded, Values, calibration, fold_ch
 from protfold_peft.training.results import FinetuneResult, save_results, warnings_of
 from protfold_peft.training.setup import adapter_config, base_name, load_base, make_trainable
 from protfold_peft.training.trainer import StructureTrainer
+from protfold_peft.training.trainer_setup import make_trainer, training_arguments
 from protfold_peft.version import __version__
 
 
@@ -113,6 +106,7 @@ def finetune(
 def _run(
     config: FinetuneConfig, data: RunChains, arguments: TrainingArguments, working: Path, start: float, *, report: bool
 ) -> FinetuneResult:
+    """Judge, train, judge again, and write the result into the working folder."""
     device = arguments.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -183,49 +177,6 @@ def _run(
     return result
 
 
-def make_trainer(
-    model: Any, config: FinetuneConfig, train: ChainFolder, arguments: TrainingArguments, recycles: int
-) -> StructureTrainer:
-    """The Trainer of a run, with what watches over it."""
-    training = config.training
-    crops = CropDataset(
-        train.chains,
-        crop_size=config.data.crop_size,
-        batch_size=training.batch_size,
-        steps=training.steps,
-        seed=training.seed,
-        clamped_fraction=config.loss.clamped_fraction,
-        groups=train.clusters if config.data.by_cluster else None,
-        masked=bool(config.loss.masked_lm),
-    )
-    parts = arguments.world_size * training.accumulate
-    if training.batch_tokens is None and training.batch_size < parts:
-        raise ConfigError(
-            f"training.batch_size={training.batch_size} samples cannot be split into {parts} parts "
-            f"({arguments.world_size} processes, each accumulating {training.accumulate})"
-        )
-    trainer = StructureTrainer(
-        config,
-        recycles=recycles,
-        model=model,
-        args=arguments,
-        train_dataset=PartDataset(crops, parts, tokens=training.batch_tokens, lengths=train.lengths),
-        data_collator=collate_parts,
-    )
-    if trainer.is_fsdp_enabled and (training.ema_decay or training.evaluate_every):
-        raise ConfigError("training.ema_decay and training.evaluate_every are not supported under FSDP: use DDP")
-    trainer.remove_callback(PrinterCallback)
-    bad = BadGradientCallback(trainer, training.max_bad_steps)
-    trainer.add_callback(bad)
-    trainer.add_callback(RunningMeanCallback(trainer, bad))
-    if training.dead_adapter_check and config.mode != "full":
-        # Its package builds on this one.
-        from protfold_peft.language.callbacks import dead_adapter_callback
-
-        trainer.add_callback(dead_adapter_callback(model))
-    return trainer
-
-
 def _train(
     trainer: StructureTrainer, config: FinetuneConfig, data: RunChains, base: Sequence[Folded], working: Path
 ) -> ValidationCallback | None:
@@ -270,57 +221,6 @@ def _train(
     return validation
 
 
-def training_arguments(config: FinetuneConfig, working: Path) -> TrainingArguments:
-    """The run's settings in transformers' terms."""
-    training = config.training
-    device = resolve_device(config.model.device)
-    if device.index:
-        raise ConfigError(
-            f"model.device={config.model.device}: training takes the first GPU; choose it with CUDA_VISIBLE_DEVICES"
-        )
-    arguments = TrainingArguments(
-        output_dir=str(working),
-        max_steps=training.steps,
-        # An item of the data set is a whole part of a step.
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=training.accumulate,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if training.schedule == "constant" else training.schedule,
-        warmup_steps=training.warmup_steps,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        logging_steps=training.log_every,
-        seed=training.seed,
-        # The data set is in the order of the run already.
-        train_sampling_strategy="sequential",
-        dataloader_num_workers=config.data.workers,
-        # The batch holds what the losses need, which the model's forward pass does not take.
-        remove_unused_columns=False,
-        use_cpu=device.type == "cpu",
-        ddp_find_unused_parameters=config.mode == "full" or config.data.sequences is not None,
-        save_strategy="no" if training.checkpoint_every is None else "steps",
-        save_steps=training.checkpoint_every or 1,
-        report_to=_trackers(training.trackers, working),
-        disable_tqdm=True,
-    )
-    # With several GPUs the Trainer would wrap the model in DataParallel, which multiplies the batch.
-    arguments._n_gpu = min(1, arguments.n_gpu)
-    return arguments
-
-
-def _trackers(wanted: Sequence[str], working: Path) -> list[str]:
-    import os
-
-    from transformers.integrations import is_tensorboard_available, is_wandb_available
-
-    there = {"tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
-    if "wandb" in wanted and not there["wandb"]:
-        raise ConfigError("training.trackers: wandb is not installed: pip install wandb")
-    if "tensorboard" in wanted and there["tensorboard"]:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(working / output.TENSORBOARD)
-    return [name for name in wanted if there[name]] or ["none"]
-
-
 def _base_scores(network: Any, data: RunChains, recycles: int, working: Path) -> list[Folded]:
     """The base model's predictions of the judged and the outside chains; of a resumed run those it made before."""
     file = working / output.BASE
@@ -349,6 +249,7 @@ def _folded(network: Any, chains: Sequence[TrainingChain], recycles: int, what: 
 
 
 def _log_to(path: Path) -> logging.Handler:
+    """Write the log to a file as well."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.setLevel(logging.INFO)

@@ -43,10 +43,12 @@ class _Compared:
 
     @cached_property
     def clamp(self) -> torch.Tensor:
+        """`(b,)` distance in angstrom at which FAPE is clamped; infinite in samples that are not clamped."""
         return torch.where(self.batch["clamped"], CLAMP, math.inf)
 
     @cached_property
     def target_frames(self) -> tuple[Rigid, torch.Tensor]:
+        """`(b, n)` backbone frames of the experiment, and which of them are known."""
         return backbone_frames(self.batch["atom_positions"], self.batch["atom_mask"])
 
     @cached_property
@@ -62,28 +64,34 @@ class _Compared:
 
     @cached_property
     def all_atoms(self) -> AllAtomTarget:
+        """The experiment's atoms under the names that fit the prediction better."""
         batch = self.batch
         return all_atom_target(self.atoms, batch["atom_positions"], batch["atom_mask"], batch["input_ids"])
 
     def fape(self) -> torch.Tensor:
+        """`(b,)` backbone FAPE."""
         target, known = self.target_frames
         return self.library.backbone_fape(self.frames, target, known, clamp=self.clamp)
 
     def side_chain_fape(self) -> torch.Tensor:
+        """`(b,)` FAPE of all atoms in the frames of all groups, of the last step."""
         groups = self.output.sidechain_frames[-1].float()
         frames = Rigid(groups[..., :3, :3], groups[..., :3, 3])
         return self.library.side_chain_fape(frames, self.atoms, self.all_atoms, clamp=self.clamp)
 
     def torsion(self) -> torch.Tensor:
+        """`(b,)` loss of the torsion angles."""
         batch = self.batch
         target = torsions(batch["atom_positions"], batch["atom_mask"], batch["input_ids"])
         return self.library.torsion_loss(self.output.unnormalized_angles.float(), target, self.residues)
 
     def distogram(self) -> torch.Tensor:
+        """`(b,)` cross-entropy of the binned distances."""
         points, known = representative_atoms(self.batch["atom_positions"], self.batch["atom_mask"])
         return losses.distogram_loss(self.output.distogram_logits.float(), points, known)
 
     def plddt(self) -> torch.Tensor:
+        """`(b,)` cross-entropy of the pLDDT head with the lDDT that the prediction reached."""
         restypes = self.batch["input_ids"]
         target = self.all_atoms
         predicted, positions, mask = (
@@ -92,24 +100,29 @@ class _Compared:
         return losses.plddt_loss(self.output.lddt_head[-1].float(), predicted, positions, mask)
 
     def aligned_error(self) -> torch.Tensor:
+        """`(b,)` cross-entropy of the predicted aligned error."""
         target, known = self.target_frames
         last = Rigid(self.frames.rotation[-1], self.frames.translation[-1])
         return losses.aligned_error_loss(self.output.ptm_logits.float(), last, target, known)
 
     def violation(self) -> torch.Tensor:
+        """`(b,)` loss of bonds, angles and clashes, without the experiment."""
         exists = self.output.atom14_atom_exists.bool()
         return self.library.violation_loss(self.atoms, exists, self.batch["input_ids"], self.batch["position_ids"])
 
     def smooth_lddt(self) -> torch.Tensor:
+        """`(b,)` one less the smooth lDDT of the CA atoms."""
         positions, mask = self.batch["atom_positions"], self.batch["atom_mask"]
         return losses.smooth_lddt_loss(self.atoms[:, :, CA], positions[:, :, CA], mask[:, :, CA])
 
     def base_divergence(self) -> torch.Tensor:
+        """`(b,)` divergence of the binned distances from the base model's."""
         pairs = self.residues[:, :, None] & self.residues[:, None, :]
         mine, theirs = self.output.distogram_logits.float(), self.base.distogram_logits.float()
         return losses.divergence_from_base(mine, theirs, pairs)
 
     def base_distance(self) -> torch.Tensor:
+        """`(b,)` how far the distances of CA atoms are from the base model's."""
         return losses.distance_from_base(self.atoms[:, :, CA], self.base.positions[-1][:, :, CA].float(), self.residues)
 
 

@@ -74,6 +74,7 @@ def superposed(chain: TrainingChain, base: Folded, adapted: Folded) -> tuple[str
 
 
 def _pdb(chain: TrainingChain, atoms: Tensor, mask: Tensor, plddt: Tensor | None) -> str:
+    """A chain as the text of a PDB file, pLDDT as B-factors."""
     places = np.flatnonzero(mask.any(dim=-1).numpy())
     own = mask.numpy()[places]
     factors = np.zeros(own.shape) if plddt is None else np.where(own, plddt.numpy()[places][:, None], 0.0)

@@ -148,6 +148,8 @@ def _report(
     folded: tuple[Sequence[Folded], Sequence[Folded]],
     working: Path,
 ) -> RunReport:
+    """The report of a run, with the chains that changed most."""
+
     def change(place: int) -> float:
         before, after = (one[place].scores["lddt_ca"] for one in folded)
         return 0.0 if before is None or after is None else abs(after - before)

@@ -82,6 +82,7 @@ def make_trainable(loaded: LoadedModel, config: FinetuneConfig) -> Any:
 
 
 def _full(base: Any, config: FinetuneConfig) -> Any:
+    """The whole model, or the parts that are wanted, made trainable."""
     parts = config.training.full_parts
     base.requires_grad_(parts is None)
     for wanted in parts or ():

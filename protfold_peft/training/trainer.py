@@ -180,6 +180,7 @@ class StructureTrainer(Trainer):
             weights.save(Path(output_dir) / TRAINED, values)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Transformers' checkpoint and what it does not know of; marked once it is whole."""
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         try:
             if self.args.should_save:

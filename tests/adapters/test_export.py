@@ -316,7 +316,7 @@ def test_large_cores_are_cut_close_to_the_best(tmp_path):
     """The randomised singular vectors lose at most a hundredth more than the exact ones."""
     torch.manual_seed(0)
     core = torch.randn(600, 700, dtype=torch.float64) @ torch.diag(torch.linspace(1, 0.1, 700).double())
-    from protfold_peft.adapters.folders.export import _cut
+    from protfold_peft.adapters.folders.pairs import _cut
 
     identity = [torch.eye(n, dtype=torch.float64) for n in core.shape]
     down, up, norm, lost = _cut(identity[0], core, identity[1], 16)

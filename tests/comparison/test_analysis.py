@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.text import Text
 
-from protfold_peft.comparison import ComparisonConfig, Results
+from protfold_peft.comparison import ComparisonConfig, Results, plots
 from protfold_peft.comparison.analysis import EQUAL_PARAMETERS, EQUAL_RANK, TO_BASE, Analysis, analyse
 from protfold_peft.comparison.results import load, save
 from protfold_peft.comparison.scoring import MEASURES
@@ -177,3 +181,29 @@ def test_tables_escape_what_their_formats_need(analysis: Analysis) -> None:
     assert tex("a_1 < 2^3\\") == r"a\_1 $<$ 2\textasciicircum{}3\textbackslash{}"
     for one in tables_of(analysis):
         assert {len(row) for row in one.rows} == {len(one.columns)}, one.name
+
+
+def test_a_stamp_and_the_legend_have_places_of_their_own(analysis: Analysis, tmp_path, monkeypatch) -> None:
+    """With as many methods as a plot ever has, and so many bars that their names need two columns."""
+    one = analysis.arms[0]
+    methods = [f"tensor_network_{number}" for number in range(7)]
+    many = [replace(one, arm=replace(one.arm, method=method, rank=rank)) for method in methods for rank in range(1, 6)]
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def watched(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        drawn.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", watched)
+    stamp = "LEAKAGE: 1 of 2 targets resemble chains that were learnt from or chosen by"
+    plots.write_plots(replace(analysis, arms=many), tmp_path, stamp)
+    named = [(figure, legend) for figure in drawn for legend in figure.findobj(Legend)]
+    assert len(named) == 4  # two plots with names, as PNG and PDF
+    for figure, legend in named:
+        above = next(found for found in figure.findobj(Text) if found.get_text() == stamp).get_window_extent()
+        names = legend.get_window_extent()
+        assert names.y1 < above.y0
+        assert figure.bbox.x0 <= names.x0
+        assert names.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= names.y0

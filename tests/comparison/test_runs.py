@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 from comparison.conftest import stretch, write
 
-from protfold_peft.comparison import ComparisonConfig, listing, prepare, processes, run_all, run_one, runs, sweep
+from protfold_peft.comparison import (
+    ComparisonConfig,
+    listing,
+    prepare,
+    processes,
+    run_all,
+    run_one,
+    runs,
+    sweep,
+    workplace,
+)
 from protfold_peft.comparison.budgets import largest_rank, ranks_of_budgets
 from protfold_peft.comparison.cells import TRAIN, TUNE, Arm, training_config
 from protfold_peft.comparison.config import TargetsConfig
@@ -41,7 +51,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[float, int], float | s
         score = table.get((rate, cell.seed), 0.5) if rate is not None else 0.5
         if isinstance(score, str):
             raise ProtfoldError(score)
-        of = runs._fingerprint(place, cell, rate)
+        of = workplace.cell_fingerprint(place, cell, rate)
         return {
             "cell": runs._described(cell, rate),
             "of": of,

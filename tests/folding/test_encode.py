@@ -7,7 +7,7 @@ import torch
 from transformers.models.esm.openfold_utils import residue_constants
 
 from protfold_peft.errors import SequenceError
-from protfold_peft.folding.encode import collate, encode_sequence, encoded_length
+from protfold_peft.folding.encode import collate, encode_sequence
 
 
 def test_indices_are_alphafolds() -> None:
@@ -19,7 +19,7 @@ def test_indices_are_alphafolds() -> None:
 
 def test_chains_are_joined_as_meta_joins_them() -> None:
     encoded = encode_sequence("MK:LVW:AC")
-    assert len(encoded) == encoded_length("MK:LVW:AC") == 2 + 25 + 3 + 25 + 2
+    assert len(encoded) == 2 + 25 + 3 + 25 + 2
     assert encoded.aatype[2:27].tolist() == [7] * 25  # glycine
     assert encoded.chain_index.tolist() == [0, 0] + [-1] * 25 + [1] * 3 + [-1] * 25 + [2] * 2
     # Meta: residues and their following linker of chain i are shifted by 512 i.

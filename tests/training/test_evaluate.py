@@ -57,6 +57,18 @@ def test_scores_of_chains_together_are_those_of_each(loaded, structures: Path, m
         assert torch.equal(one.plddt, other.plddt)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_scored_on_a_gpu_have_the_scores_of_a_cpu(structures: Path) -> None:
+    """Of the same coordinates: those that the GPU folded, scored on it together and on the CPU one by one."""
+    chains = sorted(read_chains(structures).chains, key=lambda one: one.name)
+    network = load_model(NAME, device="cuda").network
+    for one, chain in zip(fold_chains(network, chains, 0), chains, strict=True):
+        folded = evaluate._Prediction(chain, one.atoms.double(), (one.atoms != 0).any(dim=-1), one.plddt)
+        (other,) = evaluate._scored([folded])
+        assert one.scores == pytest.approx(other.scores, abs=1e-4)
+
+
 def test_batches_have_little_padding_and_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "_MOST", 100)
     lengths = [60, 10, 30, 16, 14, 200, 32, 33, 35]

@@ -129,6 +129,7 @@ def _network(method: str) -> str:
 
 
 def _fit(config: TensorAdapterConfig, lora: SavedLoRA, restarts: int) -> tuple[dict[str, TensorNetwork], FitReport]:
+    """The networks that come nearest to the LoRA, rounded as they will be written, and what they lose."""
     networks: dict[str, TensorNetwork] = {}
     lost: dict[str, tuple[float, float]] = {}
     for name, group in config.build().items():

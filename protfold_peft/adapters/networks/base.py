@@ -136,9 +136,11 @@ class LowRankNetwork(TensorNetwork):
         """`down (q, d_in)` and `up (d_out, q)` with `dW = up @ down`."""
 
     def forward(self, x: Tensor, site: Site) -> Tensor:
+        """`x dW^T` through the pair of the site: `(..., d_in)` to `(..., d_out)`."""
         return apply_thin(x, thin(self.pair(site)))
 
     def delta(self, site: Site) -> Tensor:
+        """The product of the site's pair, `(d_out, d_in)`."""
         down, up = self.pair(site)
         return up @ down
 

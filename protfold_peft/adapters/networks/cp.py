@@ -75,6 +75,7 @@ class CPNetwork(LowRankNetwork):
         return attention_key(linear) if linear.heads is not None else shape_key(linear)
 
     def modes(self) -> dict[str, int]:
+        """Lengths of the five modes (four without heads), and of the head factors of other numbers of heads."""
         names = ("model", "head_width") if self.head_factors else ("input", "output")
         sizes = dict(zip(names, (len(self.A), len(self.B)), strict=True))
         for count, name in self.head_factors.items():
@@ -82,9 +83,11 @@ class CPNetwork(LowRankNetwork):
         return sizes | {"layers": len(self.Cl), "kinds": len(self.Cm)}
 
     def ranks(self) -> dict[str, int]:
+        """The CP rank r."""
         return {"rank": self.rank}
 
     def pair(self, site: Site) -> tuple[Tensor, Tensor]:
+        """`down (q, d_in)` and `up (d_out, q)`, q = r: A and B, their columns scaled by heads, layer and kind."""
         c = self.scale * self.Cl[site.row] * self.Cm[site.column]  # (r)
         if site.heads is None:
             return self.A.T, self.B * c

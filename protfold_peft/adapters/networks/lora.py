@@ -36,15 +36,19 @@ class LoRANetwork(LowRankNetwork):
 
     @classmethod
     def group_of(cls, linear: LinearMap, options: Options) -> GroupKey:
+        """A group for every site: nothing is shared."""
         return GroupKey(f"layer{linear.layer}_{linear.kind}")
 
     def modes(self) -> dict[str, int]:
+        """Lengths of the output and the input axis."""
         return {"output": len(self.B), "input": self.A.shape[1]}
 
     def ranks(self) -> dict[str, int]:
+        """The rank r."""
         return {"rank": self.rank}
 
     def pair(self, site: Site) -> tuple[Tensor, Tensor]:
+        """`down (r, d_in)` and `up (d_out, r)`: A, and B with the scale."""
         return self.A, self.scale * self.B
 
     @torch.no_grad()

@@ -81,10 +81,12 @@ class RandomTuckerNetwork(TensorNetwork):
             setattr(self, f"v{n}", nn.Parameter(torch.empty(len(sites), rank)))
 
     def role(self, name: str) -> Role:
+        """All that is trained are vectors."""
         return "vector"
 
     @classmethod
     def group_of(cls, linear: LinearMap, options: Options) -> GroupKey:
+        """Maps of one shape share the frozen tensors."""
         return shape_key(linear)
 
     @classmethod
@@ -99,11 +101,13 @@ class RandomTuckerNetwork(TensorNetwork):
         return planned
 
     def modes(self) -> dict[str, int]:
+        """Lengths of the modes that the output and the input axis are factored into, and the number of sites."""
         names = [f"output_{n}" for n in range(1, self.n_output + 1)]
         names += [f"input_{n}" for n in range(1, len(self.factors) - self.n_output + 1)]
         return dict(zip(names, self.factors, strict=True)) | {"sites": len(self.sites)}
 
     def ranks(self) -> dict[str, int]:
+        """The rank of every mode but the sites, which has none."""
         return dict(zip(self.modes(), self.mode_ranks, strict=False))
 
     def _scaled(self, site: Site) -> list[Tensor]:
@@ -133,8 +137,9 @@ class RandomTuckerNetwork(TensorNetwork):
         return t.reshape(*x.shape[:-1], site.d_out)
 
     def delta(self, site: Site) -> Tensor:
+        """The dense `dW`, `(d_out, d_in)`, as Kronecker products of the modes' matrices around the core."""
         scaled = self._scaled(site)
-        left, right = _kron(scaled[: self.n_output]), _kron(scaled[self.n_output :])
+        left, right = kronecker(scaled[: self.n_output]), kronecker(scaled[self.n_output :])
         return left @ self._core(left) @ right.T
 
     @torch.no_grad()
@@ -211,7 +216,7 @@ def balanced_factors(number: int, count: int) -> list[int]:
     return sorted(factors, reverse=True)
 
 
-def _kron(matrices: Sequence[Tensor]) -> Tensor:
+def kronecker(matrices: Sequence[Tensor]) -> Tensor:
     """The Kronecker product, `(prod I, prod R)`, the first index slowest."""
     product = matrices[0]
     for matrix in matrices[1:]:

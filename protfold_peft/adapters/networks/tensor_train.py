@@ -74,9 +74,11 @@ class TensorTrainNetwork(LowRankNetwork):
 
     @classmethod
     def group_of(cls, linear: LinearMap, options: Options) -> GroupKey:
+        """Maps with heads share one chain where heads have cores of their own; all others share by shape."""
         return attention_key(linear) if options["heads"] and linear.heads is not None else shape_key(linear)
 
     def modes(self) -> dict[str, int]:
+        """Lengths of the two ends, of the layers and kinds, and of the heads where these have cores."""
         names = ("head_width", "model") if self.head_cores else ("output", "input")
         sizes = dict(zip(names, (len(self.G1), self.G2.shape[1]), strict=True))
         for count, name in self.head_cores.items():
@@ -84,12 +86,15 @@ class TensorTrainNetwork(LowRankNetwork):
         return sizes | {"layers": len(self.Gl), "kinds": len(self.Gm)}
 
     def ranks(self) -> dict[str, int]:
+        """The rank r of every joint of the chain."""
         return {"rank": self.rank}
 
     def role(self, name: str) -> Role:
+        """Of the heads' cores, whose names depend on their number, "core"; else as listed."""
         return "core" if name.startswith("Gh") else super().role(name)
 
     def pair(self, site: Site) -> tuple[Tensor, Tensor]:
+        """`down (q, d_in)` and `up (d_out, q)`, q = r; without heads the inner cores join the shorter end."""
         core = self.scale * (self.Gl[site.row] @ self.Gm[site.column])
         if not self.head_cores or site.heads is None:
             if site.d_out <= site.d_in:

@@ -62,6 +62,7 @@ class _Stacking:
 
     @classmethod
     def of(cls, variant: str) -> _Stacking:
+        """The modes of a variant, by the parts of its name."""
         parts = variant.split("_")
         return cls("att" in parts, "qkv" in parts, "depth" in parts)
 
@@ -75,6 +76,7 @@ class _Mode:
 
 
 def _modes(sites: Sequence[Site], stacking: _Stacking) -> dict[str, _Mode]:
+    """The modes of a group's tensor, in the order of the core's axes."""
     if stacking.heads and sites[0].heads is not None:
         width, split_width = one_width(sites, "TensLoRA")
         counts = head_counts(sites)
@@ -128,6 +130,7 @@ class TuckerNetwork(LowRankNetwork):
 
     @classmethod
     def group_of(cls, linear: LinearMap, options: Options) -> GroupKey:
+        """A tensor for each layer or kind that the variant does not stack; by widths with heads, else by shape."""
         stacking = _Stacking.of(options["variant"])
         key = attention_key(linear) if stacking.heads and linear.heads is not None else shape_key(linear)
         own = [] if stacking.layers else [f"layer{linear.layer}"]
@@ -157,6 +160,7 @@ class TuckerNetwork(LowRankNetwork):
         }
 
     def modes(self) -> dict[str, int]:
+        """The length of every mode, and of the head factors of other numbers of heads."""
         sizes: dict[str, int] = {}
         for mode in self.mode_ranks:
             if mode == "heads":
@@ -166,12 +170,15 @@ class TuckerNetwork(LowRankNetwork):
         return sizes
 
     def ranks(self) -> dict[str, int]:
+        """The rank of every mode."""
         return dict(self.mode_ranks)
 
     def _length(self, mode: str) -> int:
+        """Length of a mode; with several numbers of heads the largest."""
         return max(self.head_factors) if mode == "heads" else len(self.factor(f"U_{mode}"))
 
     def pair(self, site: Site) -> tuple[Tensor, Tensor]:
+        """`down (q, d_in)` and `up (d_out, q)`: the core of a layer and kind, on the side that leaves q smaller."""
         core = self.scale * self.core
         if "layers" in self.mode_ranks:
             core = _contract(core, self.factor("U_layers")[site.row])

@@ -46,15 +46,19 @@ class Tucker2Network(LowRankNetwork):
 
     @classmethod
     def group_of(cls, linear: LinearMap, options: Options) -> GroupKey:
+        """Maps of one shape share the left and right factor."""
         return shape_key(linear)
 
     def modes(self) -> dict[str, int]:
+        """Lengths of the output and the input axis, and the number of sites."""
         return {"output": len(self.U), "input": self.V.shape[1], "sites": len(self.G)}
 
     def ranks(self) -> dict[str, int]:
+        """The rank r of both shared factors."""
         return {"rank": self.rank}
 
     def pair(self, site: Site) -> tuple[Tensor, Tensor]:
+        """`down (r, d_in)` and `up (d_out, r)`, with the site's core on the shorter side."""
         core = self.scale * self.G[self.place[site.key]]
         # The core joins the shorter factor.
         if site.d_out <= site.d_in:

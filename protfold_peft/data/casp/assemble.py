@@ -236,11 +236,13 @@ def known_of_folder(folder: Path) -> tuple[list[Path], Known]:
 
 
 def _length(span: str) -> int:
+    """Residues of a span such as `1-60,90-120`."""
     pieces = [piece.split("-") for piece in span.split(",") if piece]
     return sum(int(piece[-1]) - int(piece[0]) + 1 for piece in pieces)
 
 
 def _rows_of(page: str) -> list[list[str]]:
+    """The cells of all table rows of a page."""
     parser = _Tables()
     parser.feed(page)
     parser.close()
@@ -255,11 +257,13 @@ class _Tables(HTMLParser):
         self.rows: list[list[str]] = []
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
+        """A new row, or a new cell of the last row."""
         if tag == "tr":
             self.rows.append([])
         elif tag in ("td", "th") and self.rows:
             self.rows[-1].append("")
 
     def handle_data(self, data: str) -> None:
+        """Text of the last cell."""
         if self.rows and self.rows[-1]:
             self.rows[-1][-1] = " ".join(f"{self.rows[-1][-1]} {data}".split())

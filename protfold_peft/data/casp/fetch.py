@@ -115,6 +115,7 @@ def sha256(path: Path) -> str:
 
 
 def _download(source: Source, path: Path, *, tries: int, pause: float, known: Download | None) -> None:
+    """Download one file, going on with a part that is there, and check it against what is known of it."""
     part = path.with_name(f"{path.name}.part")
     for attempt in range(1, tries + 1):
         try:

@@ -83,6 +83,8 @@ def similar_pairs(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
+    """A search for similar pairs, as every process that takes part in it gets it once."""
+
     queries: tuple[str, ...]
     targets: tuple[str, ...]
     among: bool
@@ -92,6 +94,7 @@ class _Job:
     residues: int
 
     def find(self, query: int) -> list[Pair]:
+        """The pairs of one query: its candidates, aligned, as far as they are alike enough."""
         sequence = self.queries[query]
         if self.index is not None:
             candidates = self.index.candidates(sequence)

@@ -63,6 +63,7 @@ class _Block(torch.autograd.Function):
     def forward(
         ctx: Any, s: Tensor, z: Tensor, mask: Tensor, block: Any, blocks: FrozenBlock, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
+        """The new states; only the old ones are kept."""
         ctx.save_for_backward(s, z, mask)
         ctx.block, ctx.blocks, ctx.dtype = block, blocks, dtype
         with torch.autocast(s.device.type, enabled=False):
@@ -72,6 +73,7 @@ class _Block(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_s: Tensor, grad_z: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the old states; the block is computed once more on the way."""
         s, z, mask = ctx.saved_tensors
         with torch.autocast(s.device.type, enabled=False):
             weights = ctx.blocks.weights(ctx.block, ctx.dtype)

@@ -145,6 +145,7 @@ class TrunkGraphs:
         return s, z
 
     def _record(self, key: Key, s: Tensor, z: Tensor, mask: Tensor, aatype: Tensor, place: Place | None) -> None:
+        """Record a pass at a padded size, in the place of the one not used for longest where there are too many."""
         b, p = key
         if self._pairs is None:
             self._pairs = z.new_empty(_MOST_PAIRS * z.shape[-1])

@@ -244,6 +244,7 @@ class _TriangleAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor, scale: float) -> Tensor:
+        """As `attend_rows`, which also gives the sums that the backward pass needs."""
         out, sums = attend_rows(x, bias, scale, save=True)
         ctx.save_for_backward(x, bias, out, sums)
         ctx.scale = scale
@@ -252,6 +253,7 @@ class _TriangleAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        """Gradients of `x` and, where it asks for one, of `bias`."""
         x, bias, out, sums = ctx.saved_tensors
         grad_x, grad_bias = attend_rows_backward(
             x, bias, out, sums, grad, ctx.scale, bias_gradient=ctx.needs_input_grad[1]

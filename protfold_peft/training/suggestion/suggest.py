@@ -97,6 +97,7 @@ def _sizes(machine: Machine, model: str | None) -> tuple[int, int]:
 
 
 def _model(machine: Machine, model: str | None) -> dict[str, Setting]:
+    """The group `model`: what fits the machine."""
     if machine.gpus:
         gpu = machine.gpus[0]
         here = f"{gpu.name} of {gpu.memory_bytes / GIB:.0f} GiB"
@@ -127,6 +128,7 @@ def _checkpointing(machine: Machine, model: str | None) -> Setting:
 
 
 def _data(family: Family, split: Split | None, table: str, crop: int, longest: int) -> dict[str, Setting]:
+    """The group `data`: the chains, which of them are held out, the crop and the longest length."""
     lengths = family.lengths
     told = f"{len(lengths)} chains of {lengths[0]} to {lengths[-1]} residues, half of them up to {family.median_length}"
     found = {"data.folder": Setting(family.folder, f"{told}. Relative to where the command runs.")}
@@ -183,6 +185,7 @@ def _losses(model: str | None) -> dict[str, Setting]:
 
 
 def _training(family: Family, learnt: int, device: str, model: str | None, *, judged: bool) -> dict[str, Setting]:
+    """The group `training`: steps and batch by the number of chains and the device."""
     batch = min(learnt, 4 if model is not None else 3 if device == "cpu" else 8)
     steps = min(max(_FEWEST_STEPS, -(-_TIMES * learnt // batch)), _MOST_STEPS[device])
     found = {
