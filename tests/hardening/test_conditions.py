@@ -80,6 +80,8 @@ def environment_of(condition: Condition) -> dict[str, str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
     # It would make the environment of every test another one.
     environment.pop("PYTEST_CURRENT_TEST", None)
+    # Which shell completion is for is asked for by name: the tests may have been started by none.
+    environment["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     for name, value in condition.environment.items():
         environment.pop(name, None)
         if value is not None:
