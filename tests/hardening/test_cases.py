@@ -145,6 +145,8 @@ def program(code: str, *words: str, **environment: str) -> subprocess.CompletedP
         env={**{name: value for name, value in os.environ.items() if not name.startswith("LC_")}, **environment},
         capture_output=True,
         encoding="utf-8",
+        # Whoever started the tests may ignore it, as a shell has it of what it runs in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
