@@ -87,6 +87,8 @@ def main() -> None:
     if not debug:
         # Libraries announcing what they will rename speak to developers.
         warnings.filterwarnings("ignore", category=FutureWarning)
+        # It speaks of a kernel that it cannot download, as soon as PEFT imports it.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         threading.excepthook = _tell_of_thread
     try:
         with error_boundary(debug=debug, command=False):

@@ -221,8 +221,8 @@ def test_an_interruption_as_it_starts_is_one_line(inputs, tmp_path, command, sec
         os.killpg(process.pid, signal.SIGINT)
         _, told = process.communicate(timeout=600)
         text = told.decode()
-        # Before the program has begun, Python itself ends by the signal.
-        if seconds < 0.3 and process.returncode in (-signal.SIGINT, 1):
+        # Before the program has begun, Python itself ends by the signal; on a busy machine that may take a while.
+        if (process.returncode, text) == (-signal.SIGINT, "") or (seconds < 0.3 and process.returncode == 1):
             return
         check(process.returncode, text, frozenset({0, 130}))
         if process.returncode == 130:
