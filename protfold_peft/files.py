@@ -96,3 +96,16 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data`, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def named_in(table: Path, name: str) -> Path:
+    """The file that a table names: beside the table if it is there, otherwise from the current folder; `~` is the home.
+
+    A name that no file can have (too long, a null byte in it, the home of nobody) is taken as it is.
+    """
+    try:
+        path = Path(name).expanduser()
+        beside = table.parent / path
+        return beside if beside.exists() else path
+    except (OSError, ValueError, RuntimeError):
+        return Path(name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protfold_peft.errors import ConfigError, ProtfoldError
+from protfold_peft.files import named_in
 from protfold_peft.structure import find_structure_files
 from protfold_peft.structure.source import short_name
 
@@ -164,14 +165,9 @@ def _table_pair(path: Path, number: int, header: list[str], row: list[str]) -> P
     elif not model or not reference:
         error = f"{path}: pair {number} names no {'model' if not model else 'reference'}"
     return Pair(
-        _located(path, model) if model else Path(),
-        _located(path, reference) if reference else Path(),
+        named_in(path, model) if model else Path(),
+        named_in(path, reference) if reference else Path(),
         cells.get("model_chain") or None,
         cells.get("reference_chain") or None,
         error,
     )
-
-
-def _located(table: Path, name: str) -> Path:
-    beside = table.parent / Path(name).expanduser()
-    return beside if beside.exists() else Path(name).expanduser()

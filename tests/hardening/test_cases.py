@@ -29,7 +29,7 @@ from protfold_peft.cli.main import _tell_of_thread, app
 from protfold_peft.configuration import read_yaml
 from protfold_peft.data.prepare import search
 from protfold_peft.errors import CheckpointError, ConfigError, DataError, ProtfoldError
-from protfold_peft.files import naming, replacing
+from protfold_peft.files import named_in, naming, replacing
 from protfold_peft.language.records import read_records
 from protfold_peft.runtime import LOGGER, configure_logging
 
@@ -248,3 +248,10 @@ def test_a_full_disk_as_torch_tells_it_names_the_folder(tmp_path, told):
         raise RuntimeError(told)
     with pytest.raises(RuntimeError, match="another"), naming(tmp_path / "run"):
         raise RuntimeError("another error")
+
+
+@pytest.mark.parametrize("name", ["~\0a", "~nobody-of-this-name/a.pdb", "x" * 5000])
+def test_a_table_may_name_what_no_file_can_be_called(tmp_path, name):
+    assert named_in(tmp_path / "pairs.csv", name) == Path(name)
+    (tmp_path / "one.pdb").touch()
+    assert named_in(tmp_path / "pairs.csv", "one.pdb") == tmp_path / "one.pdb"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protfold_peft.errors import ConfigError, ProtfoldError, SequenceError
+from protfold_peft.files import named_in
 from protfold_peft.structure import find_structure_files
 from protfold_peft.structure.fasta import clean_sequence, is_fasta_name
 
@@ -110,7 +111,6 @@ def read_table(path: Path) -> list[Source]:
 
 
 def _source(table: Path, place: str, cells: dict[str, str]) -> Source:
-    beside = table.parent / cells["file"]
     try:
         sequence = clean_sequence(cells["sequence"])[0] if "sequence" in cells else None
     except SequenceError as error:
@@ -129,7 +129,7 @@ def _source(table: Path, place: str, cells: dict[str, str]) -> Source:
     if date is not None and not _is_date(date):
         raise ConfigError(f"{place}: '{date}' is no date: write YYYY-MM-DD")
     return Source(
-        path=beside if beside.exists() else Path(cells["file"]),
+        path=named_in(table, cells["file"]),
         chain=cells.get("chain"),
         sequence=sequence,
         name=cells.get("name"),
